@@ -1,0 +1,96 @@
+"""How the two paths of ACmix are weighed."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+PathWeights = str | Sequence[float]
+
+
+class PathMix(nn.Module):
+    """``alpha * attention + beta * convolution`` (Pan et al., CVPR 2022, Eq. 11 and Table 7).
+
+    Args:
+        weights: ``'learned'``: alpha and beta are parameters; ``'complementary'``: alpha is a
+            parameter and beta is ``1 - alpha``; or a pair of numbers ``(alpha, beta)`` that stay
+            fixed. A path whose fixed weight is 0 is not computed.
+
+    Attributes:
+        alpha (nn.Parameter | float): Weight of the attention path, 0.5 at the start if learned.
+        beta (nn.Parameter | float | None): Weight of the convolution path, likewise; None if it is
+            ``1 - alpha``.
+        uses_attention (bool): Whether the attention path is computed.
+        uses_convolution (bool): Whether the convolution path is computed.
+
+    Raises:
+        ValueError: ``weights`` is none of these, or both numbers are 0.
+
+    Examples:
+        >>> mix = PathMix((1, 1))
+        >>> mix(lambda: torch.ones(2), lambda: torch.ones(2))
+        tensor([2., 2.])
+    """
+
+    def __init__(self, weights: PathWeights = 'learned') -> None:
+        super().__init__()
+        self.weights = weights
+        self.alpha: nn.Parameter | float
+        self.beta: nn.Parameter | float | None
+        if weights in ('learned', 'complementary'):
+            # One element, not a scalar: FSDP cannot shard parameters without a dimension.
+            self.alpha = nn.Parameter(torch.empty(1))
+            self.beta = nn.Parameter(torch.empty(1)) if weights == 'learned' else None
+            self.reset_parameters()
+        else:
+            self.alpha, self.beta = _fixed(weights)
+        learned = isinstance(self.alpha, nn.Parameter)
+        self.uses_attention = learned or self.alpha != 0
+        self.uses_convolution = learned or self.beta != 0
+
+    def reset_parameters(self) -> None:
+        """Start learned weights at 0.5."""
+        for weight in self.parameters():
+            nn.init.constant_(weight, 0.5)
+
+    def forward(
+        self, attention: Callable[[], Tensor], convolution: Callable[[], Tensor]
+    ) -> Tensor:
+        """Weigh the results of two functions, calling only those that count.
+
+        Args:
+            attention: Returns the attention path, of any shape.
+            convolution: Returns the convolution path, of the same shape.
+
+        Returns:
+            Tensor: The weighted sum.
+        """
+        beta = 1 - self.alpha if self.beta is None else self.beta
+        paths = []
+        if self.uses_attention:
+            paths.append(_weigh(self.alpha, attention()))
+        if self.uses_convolution:
+            paths.append(_weigh(beta, convolution()))
+        return sum(paths[1:], paths[0])
+
+    def extra_repr(self) -> str:
+        """The option, as ``print(module)`` shows it."""
+        return f'weights={self.weights!r}'
+
+
+def _fixed(weights: PathWeights) -> tuple[float, float]:
+    numbers = not isinstance(weights, str) and all(isinstance(w, int | float) for w in weights)
+    if not numbers or len(weights) != 2 or not any(weights):
+        raise ValueError(
+            "path_weights must be 'learned', 'complementary' or a pair of numbers that are not "
+            f'both 0, got {weights!r}'
+        )
+    alpha, beta = weights
+    return float(alpha), float(beta)
+
+
+def _weigh(weight: Tensor | float, path: Tensor) -> Tensor:
+    if isinstance(weight, float):
+        return path if weight == 1 else weight * path
+    # Under autocast the paths are in half precision and the parameters are not.
+    return weight.to(path.dtype) * path

@@ -1,0 +1,102 @@
+"""What the operators accept, and what each backend can run."""
+
+from torch import Tensor
+
+
+def check_odd(name: str, value: int) -> None:
+    """Raise unless ``value`` is a positive odd integer."""
+    if not isinstance(value, int) or value < 1 or value % 2 == 0:
+        raise ValueError(f'{name} must be a positive odd integer, got {value!r}')
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise unless ``value`` is a positive integer."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name} must be a positive integer, got {value!r}')
+
+
+def _check_alike(op: str, **tensors: Tensor) -> None:
+    """Raise unless all tensors are floating point, of one dtype and on one device."""
+    (first, reference), *_ = tensors.items()
+    if not reference.is_floating_point():
+        raise TypeError(f'{op}: {first} must be a floating-point tensor, got {reference.dtype}')
+    for name, tensor in tensors.items():
+        for what in ('dtype', 'device'):
+            if getattr(tensor, what) != getattr(reference, what):
+                raise TypeError(
+                    f'{op}: {name} and {first} must have the same {what}, '
+                    f'got {getattr(tensor, what)} and {getattr(reference, what)}'
+                )
+
+
+def check_neighborhood_attention(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
+) -> None:
+    """Raise one clear error for inputs that do not fit together."""
+    op = 'neighborhood_attention'
+    check_odd(f'{op}: kernel_size', kernel_size)
+    check_positive(f'{op}: stride', stride)
+    check_positive(f'{op}: dilation', dilation)
+    _check_alike(op, q=q, k=k, v=v)
+    if k.dim() != 5 or k.shape[1:].numel() == 0:
+        raise ValueError(f'{op}: k must be a non-empty (B, N, D, H, W), got {tuple(k.shape)}')
+    if v.shape != k.shape:
+        raise ValueError(
+            f'{op}: v must have the shape of k, got {tuple(v.shape)} and {tuple(k.shape)}'
+        )
+    expected = (*k.shape[:3], *(-(-size // stride) for size in k.shape[3:]))
+    if q.shape != expected:
+        raise ValueError(
+            f'{op}: with k of shape {tuple(k.shape)} and stride {stride}, q must have shape '
+            f'{expected} (one query per window), got {tuple(q.shape)}'
+        )
+
+
+def check_shift_conv(
+    maps: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor | None,
+    kernel: Tensor,
+    stride: int,
+    dilation: int,
+) -> None:
+    """Raise one clear error for inputs that do not fit together."""
+    op = 'shift_conv'
+    check_positive(f'{op}: stride', stride)
+    check_positive(f'{op}: dilation', dilation)
+    if maps.dim() != 5 or maps.shape[1:].numel() == 0:
+        raise ValueError(f'{op}: maps must be a non-empty (B, M, G, H, W), got {tuple(maps.shape)}')
+    if kernel.dim() != 5 or kernel.shape[-1] != kernel.shape[-2]:
+        raise ValueError(f'{op}: kernel must be (P, C, k*k, k, k), got {tuple(kernel.shape)}')
+    num_maps, groups = maps.shape[1:3]
+    pairs, channels, _, _, size = kernel.shape
+    check_odd(f'{op}: kernel side', size)
+    if kernel.shape[2] != size**2 or channels % groups:
+        raise ValueError(
+            f'{op}: kernel must be (P, C, k*k, k, k) with C divisible by the {groups} channels of '
+            f'a map, got {tuple(kernel.shape)}'
+        )
+    expected = {'fc_weight': (fc_weight, (pairs, size**2, num_maps))}
+    if fc_bias is not None:
+        expected['fc_bias'] = (fc_bias, (pairs, size**2))
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(
+                f'{op}: {name} must have shape {shape} for {num_maps} maps and a kernel of shape '
+                f'{tuple(kernel.shape)}, got {tuple(tensor.shape)}'
+            )
+
+
+def can_run_reference(*tensors: Tensor, raise_error: bool = False) -> bool:
+    """The definition runs wherever torch does."""
+    return True
+
+
+def can_run_tiled(*tensors: Tensor, raise_error: bool = False) -> bool:
+    """Tiles need nothing beyond ``F.scaled_dot_product_attention``, which every device has."""
+    return True
+
+
+def can_run_composed(*tensors: Tensor, raise_error: bool = False) -> bool:
+    """A grouped convolution runs wherever torch does."""
+    return True

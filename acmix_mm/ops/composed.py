@@ -1,0 +1,30 @@
+"""The shift-convolution path as one grouped convolution.
+
+The fully connected layer and the shifting convolution are both linear, so their small weights are
+multiplied first; the k_c^2 intermediate maps never exist.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def shift_conv(
+    maps: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor | None,
+    kernel: Tensor,
+    stride: int,
+    dilation: int,
+) -> Tensor:
+    """See :func:`acmix_mm.ops.shift_conv`."""
+    groups, size = maps.shape[2], kernel.shape[-1]
+    geometry = dict(stride=stride, padding=dilation * (size // 2), dilation=dilation)
+    weight = torch.einsum('pcihw,pim->cmhw', kernel, fc_weight)
+    out = F.conv2d(maps.transpose(1, 2).flatten(1, 2), weight, groups=groups, **geometry)
+    if fc_bias is None:
+        return out
+    # The bias is added before the zero padding: where the kernel hangs over the border it is absent.
+    inside = maps.new_ones(1, 1, *maps.shape[-2:])
+    bias = torch.einsum('pcihw,pi->chw', kernel, fc_bias).unsqueeze(1)
+    return out + F.conv2d(inside, bias.to(inside.dtype), **geometry)

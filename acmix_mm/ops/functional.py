@@ -1,0 +1,160 @@
+"""The public operators: check the input, choose a backend, call it."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from . import checks, composed, reference, tiled
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an operator.
+
+    Attributes:
+        run: The implementation.
+        can_run: Tells from the tensors whether ``run`` can take them; with ``raise_error=True`` it
+            raises, saying why not.
+    """
+
+    run: Callable[..., Tensor]
+    can_run: Callable[..., bool]
+
+
+# Best first: automatic choice takes the first backend that can run.
+_NEIGHBORHOOD_ATTENTION = {
+    'tiled': Backend(tiled.neighborhood_attention, checks.can_run_tiled),
+    'reference': Backend(reference.neighborhood_attention, checks.can_run_reference),
+}
+_SHIFT_CONV = {
+    'composed': Backend(composed.shift_conv, checks.can_run_composed),
+    'reference': Backend(reference.shift_conv, checks.can_run_reference),
+}
+_OPERATORS = {'neighborhood_attention': _NEIGHBORHOOD_ATTENTION, 'shift_conv': _SHIFT_CONV}
+
+
+def available_backends(operator: str) -> tuple[str, ...]:
+    """Names of an operator's backends in this installation, best first.
+
+    Args:
+        operator: ``'neighborhood_attention'`` or ``'shift_conv'``.
+
+    Raises:
+        KeyError: ``operator`` is neither.
+
+    Examples:
+        >>> available_backends('neighborhood_attention')
+        ('tiled', 'reference')
+    """
+    return tuple(_OPERATORS[operator])
+
+
+def _choose(operator: str, backend: str | None, *tensors: Tensor) -> Callable[..., Tensor]:
+    backends = _OPERATORS[operator]
+    if backend is not None:
+        if backend not in backends:
+            raise ValueError(
+                f'{operator}: no backend {backend!r} in this installation; '
+                f'choose one of {list(backends)}, or None for the best that can run'
+            )
+        backends[backend].can_run(*tensors, raise_error=True)
+        return backends[backend].run
+    for name, candidate in backends.items():
+        if candidate.can_run(*tensors):
+            return candidate.run
+        logger.info('%s: backend %r cannot take these tensors, trying the next', operator, name)
+    raise RuntimeError(f'{operator}: none of {list(backends)} can take these tensors')
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Attention of every query to the ``kernel_size x kernel_size`` window around its pixel.
+
+    ``out[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j]``, j over the window of pixel
+    ``stride * i``, with steps of ``dilation``. k and v are reflection-padded
+    (:func:`numpy.pad`'s ``reflect``), so every window is full. This is the attention path of
+    ResNet-ACmix (Pan et al., CVPR 2022, Sec. 4.1); its relative position enters as ``k - p``.
+
+    Args:
+        q: ``(B, N, D, ceil(H / stride), ceil(W / stride))``, N heads of D channels.
+        k: ``(B, N, D, H, W)``.
+        v: ``(B, N, D, H, W)``.
+        kernel_size: Window side K in pixels, odd.
+        stride: Pixels between the windows of neighbouring queries.
+        dilation: Pixels between neighbouring keys of a window.
+        scale: Factor of the logits; ``D ** -0.5`` if None.
+        backend: One of ``available_backends('neighborhood_attention')``; None takes the best that
+            can run.
+
+    Returns:
+        Tensor: The shape of q.
+
+    Raises:
+        ValueError: Shapes, ``kernel_size``, ``stride`` or ``dilation`` do not fit, or there is no
+            such backend.
+        TypeError: Not floating point, or dtypes or devices differ.
+
+    Examples:
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 2, 4, 8, 9, 5).unbind()
+        >>> neighborhood_attention(q, k, v, kernel_size=7).shape
+        torch.Size([2, 4, 8, 9, 5])
+    """
+    checks.check_neighborhood_attention(q, k, v, kernel_size, stride, dilation)
+    run = _choose('neighborhood_attention', backend, q, k, v)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    return run(q, k, v, kernel_size, stride, dilation, scale)
+
+
+def shift_conv(
+    maps: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor | None,
+    kernel: Tensor,
+    stride: int = 1,
+    dilation: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """Mix maps by a fully connected layer, shift them by a grouped convolution and sum.
+
+    The convolution path of ACmix (Pan et al., CVPR 2022, Sec. 4.1 and Fig. 2): ``k*k`` mixtures of
+    the M maps, one per kernel position, go through a zero-padded ``k x k`` convolution with one
+    group per channel of a map. P pairs of (fully connected layer, convolution) are summed.
+
+    Args:
+        maps: ``(B, M, G, H, W)``, M maps of G channels.
+        fc_weight: ``(P, k*k, M)``.
+        fc_bias: ``(P, k*k)``, added inside the image only, or None.
+        kernel: ``(P, C, k*k, k, k)``, C a multiple of G, k odd.
+        stride: Of the convolution, in pixels.
+        dilation: Of the convolution, in pixels.
+        backend: One of ``available_backends('shift_conv')``; None takes the best that can run.
+
+    Returns:
+        Tensor: ``(B, C, ceil(H / stride), ceil(W / stride))``; channel c is of group
+        ``c // (C / G)``.
+
+    Raises:
+        ValueError: Shapes, ``stride`` or ``dilation`` do not fit, or there is no such backend.
+
+    Examples:
+        >>> import torch
+        >>> maps = torch.randn(2, 12, 16, 9, 5)
+        >>> shift_conv(maps, torch.randn(1, 9, 12), None, torch.randn(1, 64, 9, 3, 3)).shape
+        torch.Size([2, 64, 9, 5])
+    """
+    checks.check_shift_conv(maps, fc_weight, fc_bias, kernel, stride, dilation)
+    run = _choose('shift_conv', backend, maps, fc_weight, kernel)
+    return run(maps, fc_weight, fc_bias, kernel, stride, dilation)

@@ -1,0 +1,56 @@
+"""Reflection padding for maps of any size."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def reflect_indices(size: int, padding: int, device: torch.device | None = None) -> Tensor:
+    """Positions that a reflection-padded axis reads, as ``numpy.pad(mode='reflect')`` does.
+
+    Args:
+        size: Length of the axis, at least 1. A single element repeats itself.
+        padding: Elements added on each side; may exceed ``size``, the reflection then goes on
+            back and forth.
+        device: Where the indices are made.
+
+    Returns:
+        Tensor: int64 of shape ``(size + 2 * padding,)``.
+
+    Examples:
+        >>> reflect_indices(3, 4).tolist()
+        [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2]
+    """
+    index = torch.arange(-padding, size + padding, device=device)
+    last = size - 1
+    if last == 0:
+        return torch.zeros_like(index)
+    index = index.remainder(2 * last)
+    return torch.where(index > last, 2 * last - index, index)
+
+
+def reflect_pad2d(x: Tensor, padding: int) -> Tensor:
+    """Reflection-pad the last two axes by ``padding`` pixels on each side.
+
+    ``F.pad`` refuses to reflect a map that is not larger than its padding, which the deep stages of
+    a detector meet on small images; there the pixels are gathered instead.
+
+    Args:
+        x: ``(B, C, H, W)`` with H, W >= 1.
+        padding: Pixels on each side, >= 0.
+
+    Returns:
+        Tensor: ``(B, C, H + 2 * padding, W + 2 * padding)``.
+
+    Examples:
+        >>> reflect_pad2d(torch.arange(3.).view(1, 1, 1, 3), 1)[0, 0, 0].tolist()
+        [1.0, 0.0, 1.0, 2.0, 1.0]
+    """
+    if padding == 0:
+        return x
+    height, width = x.shape[-2:]
+    if padding < height and padding < width:
+        return F.pad(x, (padding,) * 4, mode='reflect')
+    rows = reflect_indices(height, padding, x.device)
+    columns = reflect_indices(width, padding, x.device)
+    return x.index_select(-2, rows).index_select(-1, columns)
