@@ -53,9 +53,7 @@ class PathMix(nn.Module):
         for weight in self.parameters():
             nn.init.constant_(weight, 0.5)
 
-    def forward(
-        self, attention: Callable[[], Tensor], convolution: Callable[[], Tensor]
-    ) -> Tensor:
+    def forward(self, attention: Callable[[], Tensor], convolution: Callable[[], Tensor]) -> Tensor:
         """Weigh the results of two functions, calling only those that count.
 
         Args:

@@ -50,6 +50,12 @@ def shift_conv(
         if fc_bias is not None:
             mixed = mixed + fc_bias[pair].view(1, 1, -1, 1, 1)
         out = out + F.conv2d(
-            mixed.flatten(1, 2), kernel[pair], None, stride, dilation * (size // 2), dilation, groups
+            mixed.flatten(1, 2),
+            kernel[pair],
+            None,
+            stride,
+            dilation * (size // 2),
+            dilation,
+            groups,
         )
     return out
