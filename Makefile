@@ -1,0 +1,27 @@
+# `make demo` and `make test` need no other step: both set up .venv first, and only once.
+
+PYTHON_BIN := .venv/bin/python
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: ## set up .venv with the whole stack (PYTHON=... chooses the Python)
+	@PYTHON='$(PYTHON)' bash tools/install.sh
+
+demo: install ## train, evaluate and draw Mask R-CNN with an ACmix backbone on generated images
+	@$(PYTHON_BIN) tools/demo.py $(ARGS)
+
+test: install ## run the test suite (ARGS="-k swin" passes options to pytest)
+	@$(PYTHON_BIN) -m pytest $(ARGS)
+
+lint: install ## check style, format and types
+	@$(PYTHON_BIN) -m ruff check .
+	@$(PYTHON_BIN) -m ruff format --check .
+	@$(PYTHON_BIN) -m mypy
+
+clean: ## remove .venv and the caches; the compiled mmcv stays in the user's cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info acmix_mm/.mim
