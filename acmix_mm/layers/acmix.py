@@ -8,11 +8,11 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..checkpoints.released import SLIDING_WINDOW, accept_released_names
 from ..ops import neighborhood_attention
 from ..ops.checks import check_odd, check_positive
 from ..registry import MODELS
 from .path_mix import PathMix, PathWeights
-from .released import rename_paths
 from .shift_conv import ShiftConv
 
 
@@ -178,13 +178,7 @@ def _accept_released_names(
     layer: ACmix, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
 ) -> None:
     """Rename in place what a released ResNet-ACmix layer calls its parameters."""
-    rename_paths(state_dict, prefix)
-    for name in ('weight', 'bias'):
-        projections = [f'{prefix}conv{i}.{name}' for i in (1, 2, 3)]
-        if all(key in state_dict for key in projections):
-            state_dict[f'{prefix}qkv.{name}'] = torch.cat([state_dict.pop(k) for k in projections])
-        if f'{prefix}conv_p.{name}' in state_dict:
-            state_dict[f'{prefix}position.{name}'] = state_dict.pop(f'{prefix}conv_p.{name}')
+    accept_released_names(state_dict, prefix, SLIDING_WINDOW)
 
 
 @MODELS.register_module('ACmix')

@@ -77,8 +77,8 @@ class PathMix(nn.Module):
 
 
 def _fixed(weights: PathWeights) -> tuple[float, float]:
-    numbers = not isinstance(weights, str) and all(isinstance(w, int | float) for w in weights)
-    if not numbers or len(weights) != 2 or not any(weights):
+    pair = isinstance(weights, tuple | list) and len(weights) == 2
+    if not pair or not all(isinstance(w, int | float) for w in weights) or not any(weights):
         raise ValueError(
             "path_weights must be 'learned', 'complementary' or a pair of numbers that are not "
             f'both 0, got {weights!r}'

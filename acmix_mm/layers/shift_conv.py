@@ -30,6 +30,11 @@ class ShiftConv(nn.Module):
         num_groups: Pairs of (fully connected layer, convolution) that are summed.
         backend: See :func:`acmix_mm.ops.shift_conv`.
 
+    Attributes:
+        fc_weight (nn.Parameter): ``(P, k*k, M)``, P = ``num_groups``.
+        fc_bias (nn.Parameter | None): ``(P, k*k)``.
+        kernel (nn.Parameter): ``(P * C, k*k, k, k)``, pair by pair.
+
     Raises:
         ValueError: ``out_channels`` is no multiple of ``map_channels``, ``kernel_size`` is even, or
             a size is not positive.
@@ -71,8 +76,10 @@ class ShiftConv(nn.Module):
         self.register_parameter(
             'fc_bias', nn.Parameter(torch.empty(num_groups, positions)) if bias else None
         )
+        # Pairs are stacked in the first dimension: `.to(memory_format=torch.channels_last)` refuses
+        # parameters of five dimensions.
         self.kernel = nn.Parameter(
-            torch.empty(num_groups, out_channels, positions, kernel_size, kernel_size)
+            torch.empty(num_groups * out_channels, positions, kernel_size, kernel_size)
         )
         self.reset_parameters()
 
@@ -100,7 +107,7 @@ class ShiftConv(nn.Module):
             maps,
             self.fc_weight,
             self.fc_bias,
-            self.kernel,
+            self.kernel.unflatten(0, (len(self.fc_weight), -1)),
             self.stride,
             self.dilation,
             self.backend,
@@ -110,7 +117,7 @@ class ShiftConv(nn.Module):
         """Sizes, as ``print(module)`` shows them."""
         groups, positions, num_maps = self.fc_weight.shape
         return (
-            f'num_maps={num_maps}, out_channels={self.kernel.shape[1]}, '
+            f'num_maps={num_maps}, out_channels={len(self.kernel) // groups}, '
             f'kernel_size={self.kernel.shape[-1]}, stride={self.stride}, '
             f'dilation={self.dilation}, bias={self.fc_bias is not None}, num_groups={groups}'
         )

@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from acmix_mm.layers import PathMix
+
+
+def must_not_run():
+    raise AssertionError('a path with fixed weight 0 was computed')
+
+
+def test_learned_weights_start_at_half_and_get_gradients():
+    mix = PathMix()
+    attention, convolution = torch.randn(2, 5)
+    mix(lambda: attention, lambda: convolution).sum().backward()
+    assert mix.alpha.item() == mix.beta.item() == 0.5
+    torch.testing.assert_close(mix.alpha.grad, attention.sum().view(1))
+    torch.testing.assert_close(mix.beta.grad, convolution.sum().view(1))
+
+
+def test_complementary():
+    mix = PathMix('complementary')
+    torch.nn.init.constant_(mix.alpha, 0.3)
+    out = mix(lambda: torch.ones(2), lambda: 2 * torch.ones(2))
+    torch.testing.assert_close(out, torch.full((2,), 0.3 * 1 + 0.7 * 2))
+    assert [name for name, _ in mix.named_parameters()] == ['alpha']
+
+
+def test_fixed_pairs_have_no_parameters_and_skip_zero_paths():
+    one, two = (lambda: torch.ones(2)), (lambda: 2 * torch.ones(2))
+    assert PathMix((1, 0))(one, must_not_run).tolist() == [1, 1]
+    assert PathMix((0, 1))(must_not_run, two).tolist() == [2, 2]
+    assert PathMix([0.5, 2])(one, two).tolist() == [4.5, 4.5]
+    assert not list(PathMix((1, 1)).parameters())
+
+
+@pytest.mark.parametrize('weights', ['sum', (0, 0), (1,), (1, 2, 3), ('a', 1), 3])
+def test_refuses(weights):
+    with pytest.raises(ValueError, match='path_weights must be'):
+        PathMix(weights)
+
+
+def test_half_precision_paths_stay_half():
+    out = PathMix()(lambda: torch.ones(2).bfloat16(), lambda: torch.ones(2).bfloat16())
+    assert out.dtype == torch.bfloat16
