@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layers import ACmix
 from ..registry import MODELS
+from .loading import accept_checkpoints
 
 
 class ACmixBottleneck(BaseModule):
@@ -230,6 +231,8 @@ class ACmixResNet(BaseModule):
             self.stages.append(f'layer{i + 1}')
             self.add_module(self.stages[-1], stage)
         self._freeze()
+        # No warm start: no ACmix layer computes what a plain 3x3 convolution did.
+        accept_checkpoints(self, 'ACmixResNet', warm_start=False)
 
     @classmethod
     def _check(

@@ -177,6 +177,63 @@ def test_refuses(change, says):
         ACmixResNet(**(dict(depth=26, base_channels=8) | change))
 
 
+class TestCheckpoints:
+    @staticmethod
+    def load(path, checkpoint, monkeypatch, **kwargs) -> tuple[ACmixResNet, str]:
+        """A backbone that starts from a file, and what it logged about that."""
+        messages = []
+        record = lambda message, *_, **__: messages.append(message)  # noqa: E731
+        monkeypatch.setattr('acmix_mm.backbones.loading.print_log', record)
+        torch.save(checkpoint, path)
+        init_cfg = dict(type='Pretrained', checkpoint=str(path))
+        backbone = _ReleasedSize(26, init_cfg=init_cfg, **kwargs)
+        backbone.init_weights()
+        (message,) = messages
+        return backbone, message
+
+    def test_released_classifier(self, tmp_path, monkeypatch):
+        golden = Golden.load('resnet_1111')
+        backbone, message = self.load(
+            tmp_path / 'released.pth', {'state_dict': golden.state_dict}, monkeypatch
+        )
+        assert torch.equal(
+            backbone.layer4[0].conv2.mix.beta, golden.state_dict['layer4.0.conv2.rate2']
+        )
+        assert 'from a checkpoint of released ResNet-ACmix classifier' in message
+        assert 'classifier head: 2 (fc.bias, fc.weight)' in message
+        assert 'kept as they were' not in message
+
+    def test_plain_resnet_loads_all_but_its_3x3_convolutions(self, tmp_path, monkeypatch):
+        plain = ACmixResNet(50, stage_with_acmix=(False,) * 4, base_channels=8).state_dict()
+        torch.manual_seed(0)
+        plain = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in plain.items()}
+        plain |= {'fc.weight': torch.zeros(10, 256), 'fc.bias': torch.zeros(10)}
+        kept = {k: v for k, v in plain.items() if k.split('.')[1] == '0' or 'layer' not in k}
+        backbone, message = self.load(tmp_path / 'plain.pth', kept, monkeypatch, base_channels=8)
+        state_dict = backbone.state_dict()
+        for name, tensor in kept.items():
+            if not name.endswith('.conv2.weight') and not name.startswith('fc.'):
+                assert torch.equal(state_dict[name], tensor), name
+        assert torch.equal(
+            backbone.layer1[0].conv2.shift_conv.kernel[0], torch.eye(9).view(9, 3, 3)
+        )
+        convs = ', '.join(f'layer{i}.0.conv2.weight' for i in range(1, 5))
+        assert f'without a place here: 4 ({convs})' in message
+        assert 'kept as they were: 32 (layer*.*.conv2.' in message
+
+    def test_ours_pass_untouched(self, tmp_path):
+        source, target = randomized(), randomized()
+        nn.init.normal_(source.conv1.weight)
+        target.load_state_dict(source.state_dict())
+        x = torch.randn(2, 3, 32, 32)
+        for ours, theirs in zip(target.eval()(x), source.eval()(x), strict=True):
+            assert torch.equal(ours, theirs)
+
+    def test_other_networks_are_refused(self):
+        with pytest.raises(ValueError, match='ACmixResNet cannot load this checkpoint'):
+            randomized().load_state_dict({'transformer.wte.weight': torch.zeros(1)}, strict=False)
+
+
 class TestStockBackbones:
     """ACmix inside networks that know nothing of it."""
 
