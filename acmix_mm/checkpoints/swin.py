@@ -1,0 +1,117 @@
+"""Checkpoints that ACmixSwin loads: ours, released Swin-ACmix, plain Swin of Microsoft and mm."""
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .formats import Family, Format, Rule, StateDict, rules_of_layer
+from .released import PATHS
+
+
+def to_unfold_order(x: Tensor) -> Tensor:
+    """Reorder the input channels of a patch merging from concatenation to ``nn.Unfold``.
+
+    Microsoft's code and the released one concatenate the four pixels of a patch, columns last
+    (top-left, bottom-left, top-right, bottom-right); ``nn.Unfold`` of mmcv's PatchMerging puts the
+    four pixels of a channel, rows first, side by side.
+
+    Args:
+        x: ``(..., 4 C)``, the weight of the reduction or of the norm before it.
+
+    Returns:
+        Tensor: ``(..., 4 C)``.
+
+    Examples:
+        >>> to_unfold_order(torch.arange(8)).tolist()
+        [0, 4, 2, 6, 1, 5, 3, 7]
+    """
+    pixels = x.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
+    return pixels.transpose(-1, -2).flatten(-2)
+
+
+def resize_bias_table(table: Tensor, shape: torch.Size) -> Tensor:
+    """Interpolate a relative position bias table to another (square) window.
+
+    Args:
+        table: ``((2 M - 1) ** 2, N)`` for windows of side M and N heads.
+        shape: ``((2 M' - 1) ** 2, N)``. If the heads differ, the table is returned as it is.
+
+    Returns:
+        Tensor: Of that shape, bicubic as in the released Swin code.
+
+    Examples:
+        >>> resize_bias_table(torch.ones(13 ** 2, 3), torch.Size([23 ** 2, 3])).shape
+        torch.Size([529, 3])
+    """
+    if table.shape[1:] != shape[1:]:
+        return table
+    old, new = (round(rows**0.5) for rows in (table.shape[0], shape[0]))
+    grid = table.T.reshape(1, -1, old, old).float()
+    grid = F.interpolate(grid, size=(new, new), mode='bicubic', align_corners=False)
+    return grid.reshape(-1, new * new).T.to(table.dtype)
+
+
+def _microsoft_rules(state_dict: StateDict) -> list[Rule]:
+    """The released code is Microsoft's with ACmix in the attention: one table for both."""
+    stage, block = r'layers\.(\d+)\.', r'layers\.(\d+)\.blocks\.(\d+)\.'
+    ours = r'stages.\1.blocks.\2.'
+    stages = [re.match(stage, name) for name in state_dict]
+    last = max(int(match[1]) for match in stages if match)
+    return [
+        Rule(r'patch_embed\.proj\.(.*)', r'patch_embed.projection.\1'),
+        Rule(r'(patch_embed\.norm\..*|absolute_pos_embed)', r'\1'),
+        *rules_of_layer(block + r'attn\.', ours + 'attn.', PATHS),
+        *_block_rules(block, block + r'attn\.'),
+        Rule(block + r'mlp\.fc1\.(.*)', ours + r'ffn.layers.0.0.\3'),
+        Rule(block + r'mlp\.fc2\.(.*)', ours + r'ffn.layers.1.\3'),
+        Rule(stage + r'downsample\.(.*)', r'stages.\1.downsample.\2', to_unfold_order),
+        # The final norm of the classifier becomes that of the last output.
+        Rule(r'norm\.(.*)', rf'norm{last}.\1'),
+        Rule(r'head\..*', None, reason='classifier head'),
+    ]
+
+
+def _block_rules(block: str, attention: str) -> list[Rule]:
+    ours = r'stages.\1.blocks.\2.'
+    return [
+        Rule(
+            rf'{attention}relative_position_index|{block}attn_mask',
+            None,
+            reason='follows from the size of window and image',
+        ),
+        Rule(attention + r'((?:qkv|proj)\..*|relative_position_bias_table)', ours + r'attn.\3'),
+        Rule(block + r'(norm[12]\..*)', ours + r'\3'),
+    ]
+
+
+_MM_BLOCK = r'stages\.(\d+)\.blocks\.(\d+)\.'
+_MM_RULES = (
+    Rule(r'((?:patch_embed|norm\d)\..*|absolute_pos_embed)', r'\1'),
+    *_block_rules(_MM_BLOCK, _MM_BLOCK + r'attn\.w_msa\.'),
+    Rule(r'(stages\.\d+\.(?:blocks\.\d+\.ffn|downsample)\..*)', r'\1'),
+)
+
+FAMILY = Family(
+    name='ACmixSwin',
+    marker=r'stages\.\d+\.blocks\.\d+\.attn\.qkv\.weight',
+    foreign=(
+        Format(
+            name='released Swin-ACmix classifier',
+            marker=r'layers\.\d+\.blocks\.\d+\.attn\.dep_conv\.weight',
+            rules=_microsoft_rules,
+        ),
+        Format(
+            name='plain Swin (Microsoft)',
+            marker=r'layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table',
+            rules=_microsoft_rules,
+        ),
+        Format(
+            name='plain Swin (mmdet, mmseg, mmpretrain)',
+            marker=r'stages\.\d+\.blocks\.\d+\.attn\.w_msa\.qkv\.weight',
+            rules=_MM_RULES,
+        ),
+    ),
+    resize={'relative_position_bias_table': resize_bias_table},
+)
