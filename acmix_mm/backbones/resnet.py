@@ -114,7 +114,7 @@ class ACmixBottleneck(BaseModule):
 class ACmixResNet(BaseModule):
     """ResNet whose 3x3 convolutions are ACmix layers.
 
-    ResNet-26/38/50 with ACmix of Pan et al., CVPR 2022 (Table 2), with the options of mmdet's and
+    ResNet-26/38/50 with ACmix of Pan et al., CVPR 2022, with the options of mmdet's and
     mmseg's ResNet, so that an existing config needs another ``type`` and no more.
 
     Args:

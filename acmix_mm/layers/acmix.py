@@ -21,7 +21,7 @@ class ACmix(BaseModule):
 
     ``alpha * attention + beta * shift_conv`` with both paths fed by the same 1x1 projections to
     queries, keys and values (Pan et al., "On the Integration of Self-Attention and Convolution",
-    CVPR 2022, Sec. 4). It stands where a ``k x k`` convolution stood and computes what the released
+    CVPR 2022, Fig. 2c). It stands where a ``k x k`` convolution stood and computes what the released
     ResNet layer computes, whose checkpoints it loads.
 
     Args:
@@ -34,7 +34,7 @@ class ACmix(BaseModule):
         stride: In pixels.
         dilation: In pixels; spreads the attention window and the shifts.
         num_conv_groups: Pairs of fully connected layer and convolution that are summed. 1 is the
-            released code; 2 gives the parameter counts of the paper's Table 2.
+            released code; 2 gives the published parameter counts.
         path_weights: ``'learned'`` (default), ``'complementary'`` or a fixed pair such as
             ``(1, 0)``, see :class:`PathMix`.
         backend: Of :func:`acmix_mm.ops.neighborhood_attention`; None takes the best.

@@ -9,7 +9,7 @@ PathWeights = str | Sequence[float]
 
 
 class PathMix(nn.Module):
-    """``alpha * attention + beta * convolution`` (Pan et al., CVPR 2022, Eq. 11 and Table 7).
+    """``alpha * attention + beta * convolution`` (Pan et al., CVPR 2022, Fig. 2c).
 
     Args:
         weights: ``'learned'``: alpha and beta are parameters; ``'complementary'``: alpha is a

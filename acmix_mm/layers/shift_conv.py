@@ -10,7 +10,7 @@ from ..ops.checks import check_odd, check_positive
 
 
 class ShiftConv(nn.Module):
-    """Fully connected mixing of maps, then shift and sum (Pan et al., CVPR 2022, Sec. 4.1).
+    """Fully connected mixing of maps, then shift and sum (Pan et al., CVPR 2022, Fig. 2c).
 
     M maps of G channels become ``k*k`` mixtures, one per kernel position; a grouped ``k x k``
     convolution (one group per channel of a map), which starts as the shift of mixture i by kernel

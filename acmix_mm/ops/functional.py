@@ -85,7 +85,7 @@ def neighborhood_attention(
     ``out[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j]``, j over the window of pixel
     ``stride * i``, with steps of ``dilation``. k and v are reflection-padded
     (:func:`numpy.pad`'s ``reflect``), so every window is full. This is the attention path of
-    ResNet-ACmix (Pan et al., CVPR 2022, Sec. 4.1); its relative position enters as ``k - p``.
+    ResNet-ACmix (Pan et al., CVPR 2022); its relative position enters as ``k - p``.
 
     Args:
         q: ``(B, N, D, ceil(H / stride), ceil(W / stride))``, N heads of D channels.
@@ -129,7 +129,7 @@ def shift_conv(
 ) -> Tensor:
     """Mix maps by a fully connected layer, shift them by a grouped convolution and sum.
 
-    The convolution path of ACmix (Pan et al., CVPR 2022, Sec. 4.1 and Fig. 2): ``k*k`` mixtures of
+    The convolution path of ACmix (Pan et al., CVPR 2022, Fig. 2c): ``k*k`` mixtures of
     the M maps, one per kernel position, go through a zero-padded ``k x k`` convolution with one
     group per channel of a map. P pairs of (fully connected layer, convolution) are summed.
 

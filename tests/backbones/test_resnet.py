@@ -36,7 +36,7 @@ def test_equals_released_resnet():
 
 @pytest.mark.parametrize(
     ('depth', 'num_conv_groups', 'millions'),
-    # Released code, and the paper's Table 2, both with the 1000-class head.
+    # Released code, and the published counts, both with the 1000-class head.
     [(26, 1, 10.488), (38, 1, 14.411), (50, 1, 18.334), (26, 2, 10.64), (38, 2, 14.64), (50, 2, 18.64)],
 )  # fmt: skip
 def test_parameter_counts(depth, num_conv_groups, millions):
