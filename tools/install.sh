@@ -67,7 +67,7 @@ step() {
             shown=$((SECONDS - start))
             report "$title" "$shown" "$(progress)"
         fi
-        sleep 0.5
+        sleep 0.2
     done
     if ! wait "$group"; then
         printf '\n' >&2
@@ -90,7 +90,7 @@ report() {
 # The compiled objects as ninja counts them, or what pip is at.
 progress() {
     local last
-    last=$(tail -n 1 "$LOG" | cut -c 1-70)
+    last=$(tail -n 1 "$LOG" | sed 's/^ *//' | cut -c 1-70)
     case $last in
         '['*/*']'*) echo "${last%%]*}] files compiled" ;;
         Collecting* | Downloading* | Installing*) echo "$last" ;;

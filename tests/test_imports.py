@@ -1,0 +1,198 @@
+"""What may import what, and what `import acmix_mm` says when a library is missing or unfit."""
+
+import ast
+import subprocess
+import sys
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+from acmix_mm import dependencies
+from acmix_mm.dependencies import MMCV, MMDET, MMENGINE, MMSEG, TORCH, Library
+
+PACKAGE = Path(__file__).parents[1] / 'acmix_mm'
+STANDARD_LIBRARY = set(sys.stdlib_module_names)
+# The arrows: which parts of acmix_mm, and which libraries, each part of the core may import.
+ARROWS = {
+    'ops': ({'ops'}, {'torch', 'triton'}),
+    'checkpoints': ({'checkpoints'}, {'torch'}),
+    'layers': (
+        {'layers', 'ops', 'checkpoints', 'registry'},
+        {'torch', 'mmengine', 'mmcv'},
+    ),
+    'backbones': (
+        {'backbones', 'layers', 'ops', 'checkpoints', 'registry'},
+        {'torch', 'mmengine', 'mmcv'},
+    ),
+}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Absolute names of all modules that a file's import statements name."""
+    package = '.'.join(file.relative_to(PACKAGE.parent).parent.parts)
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = resolve_name('.' * node.level + (node.module or ''), package)
+            names.update(f'{module}.{alias.name}' for alias in node.names)
+    return names
+
+
+def core_files() -> list[Path]:
+    return [file for part in ARROWS for file in sorted((PACKAGE / part).rglob('*.py'))]
+
+
+@pytest.mark.parametrize('file', core_files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_import_arrows_go_one_way(file):
+    parts, libraries = ARROWS[file.relative_to(PACKAGE).parts[0]]
+    for name in imported_modules(file):
+        top, *rest = name.split('.')
+        if top == 'acmix_mm':
+            assert rest[0] in parts, f'{file} imports {name}'
+        else:
+            assert top in libraries | STANDARD_LIBRARY, f'{file} imports {name}'
+
+
+def test_core_imports_without_mmdet_and_mmseg():
+    modules = ['acmix_mm', 'acmix_mm.registry']
+    for file in core_files():
+        parts = file.relative_to(PACKAGE.parent).with_suffix('').parts
+        modules.append('.'.join(parts).removesuffix('.__init__'))
+    assert len(modules) > 2 + len(ARROWS)
+    modules = [name for name in modules if 'triton' not in name]  # needs the library of that name
+    code = (
+        'import importlib, sys\n'
+        'sys.modules.update(mmdet=None, mmseg=None, mmpretrain=None)\n'
+        f'for name in {modules}: importlib.import_module(name)\n'
+        'from acmix_mm.registry import MODELS\n'
+        "assert MODELS.get('ACmixResNet')\n"
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Fakes what is installed: a dict of distributions and versions; empty to start with."""
+    versions: dict[str, str] = {}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise dependencies.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(dependencies.metadata, 'version', version)
+    monkeypatch.setattr(dependencies, 'find_spec', lambda name: None)
+    return versions
+
+
+@pytest.mark.parametrize('library', [TORCH, MMENGINE, MMCV], ids=lambda library: library.module)
+def test_missing_library_is_named_with_the_command_that_installs_it(installed, library):
+    with pytest.raises(ImportError) as error:
+        dependencies.check_library(library, required=True)
+    message = str(error.value)
+    assert f'acmix-mm needs {library.module} (>={library.minimum}' in message
+    assert 'not installed' in message
+    assert library.install_command() in message
+
+
+def test_missing_optional_library_is_fine(installed):
+    dependencies.check_library(MMDET, required=False)
+    dependencies.check_library(MMSEG, required=False)
+
+
+@pytest.mark.parametrize(
+    ('library', 'distribution', 'version', 'advice'),
+    [
+        (TORCH, 'torch', '2.4.1+cu121', "pip install 'torch>=2.5'"),
+        (MMENGINE, 'mmengine', '0.9.1', "pip install 'mmengine>=0.10,<1.0'"),
+        (MMENGINE, 'onedl-mmengine', '1.0.0', "pip install 'onedl-mmengine>=0.10,<1.0'"),
+        (MMCV, 'mmcv-full', '1.7.2', "'mmcv>=2.0,<3.0'"),
+        (MMCV, 'onedl-mmcv', '3.0.0', "'onedl-mmcv>=2.0,<3.0'"),
+        (MMDET, 'mmdet', '2.28.2', "pip install 'mmdet>=3.0,<4.0'"),
+        (MMSEG, 'mmsegmentation', '0.30.0', "pip install 'mmsegmentation>=1.0,<2.0'"),
+    ],
+)
+def test_unfit_version_is_named_with_the_range_and_the_command(
+    installed, library, distribution, version, advice
+):
+    installed[distribution] = version
+    with pytest.raises(ImportError) as error:
+        dependencies.check_library(library, required=False)
+    message = str(error.value)
+    assert f'{distribution} {version} is installed' in message
+    assert f'needs {library.module} {library.wanted}' in message
+    assert advice in message
+
+
+@pytest.mark.parametrize(
+    ('library', 'distribution', 'version'),
+    [
+        (TORCH, 'torch', '2.5.0a0+872d972e41.nv24.08'),  # as in NVIDIA's containers
+        (TORCH, 'torch', '2.13.0+cpu'),
+        (MMENGINE, 'mmengine', '0.10.7'),
+        (MMENGINE, 'onedl-mmengine', '0.10.12'),
+        (MMCV, 'mmcv', '2.1.0'),
+        (MMDET, 'mmdet', '3.3.0'),
+        (MMSEG, 'mmsegmentation', '1.2.2'),
+    ],
+)
+def test_fit_version_passes(installed, library, distribution, version):
+    installed[distribution] = version
+    dependencies.check_library(library, required=True)
+
+
+def test_two_distributions_of_one_library_are_warned_of(installed):
+    installed.update({'mmengine': '0.10.7', 'onedl-mmengine': '0.10.12'})
+    with pytest.warns(UserWarning, match='onedl-mmengine and mmengine are both installed'):
+        dependencies.check_library(MMENGINE, required=True)
+
+
+def test_source_checkout_on_the_path_is_found(tmp_path, monkeypatch):
+    package = tmp_path / 'some_checkout'
+    package.mkdir()
+    (package / '__init__.py').touch()
+    (package / 'version.py').write_text("# a version\n__version__ = '3.1.0'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    library = Library('some_checkout', '3.0', None, ('distribution-of-some-checkout',))
+    assert dependencies.installed_distributions(library) == {'some_checkout': '3.1.0'}
+
+
+@pytest.mark.parametrize(
+    ('error', 'problem'),
+    [
+        (ModuleNotFoundError("No module named 'mmcv._ext'"), 'mmcv-lite 2.1.0 has no compiled ops'),
+        (ImportError('undefined symbol: _ZN5torch'), 'cannot load .undefined symbol: _ZN5torch'),
+    ],
+)
+def test_mmcv_without_working_ops_is_warned_of(installed, monkeypatch, error, problem):
+    def fail(name: str):
+        assert name == 'mmcv._ext'
+        raise error
+
+    monkeypatch.setattr(dependencies, 'import_module', fail)
+    installed.update({'torch': '2.13.0', 'mmengine': '0.10.7', 'mmcv-lite': '2.1.0'})
+    dependencies.check_dependencies()  # no mmdet, no mmseg: nothing needs the ops
+
+    installed['mmdet'] = '3.3.0'
+    with pytest.warns(UserWarning, match=problem) as warnings:
+        dependencies.check_dependencies()
+    assert "--no-build-isolation --no-cache-dir 'mmcv>=2.0,<3.0'" in str(warnings[0].message)
+
+
+def test_import_says_what_is_missing():
+    code = 'import sys; sys.modules.update(mmcv=None)\n' + (
+        'from importlib import metadata\n'
+        'version = metadata.version\n'
+        'def without_mmcv(name):\n'
+        "    if 'mmcv' in name: raise metadata.PackageNotFoundError(name)\n"
+        '    return version(name)\n'
+        'metadata.version = without_mmcv\n'
+        'import acmix_mm\n'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith('ImportError: acmix-mm needs mmcv (>=2.0,<3.0)')
