@@ -5,12 +5,14 @@ for each foreign one. A backbone takes them all with one line at the end of its 
 ``accept_checkpoints(self, 'ACmixSwin', warm_start)``, see :mod:`acmix_mm.backbones.loading`.
 """
 
-from . import resnet, swin
+from . import pvt, resnet, san, swin
 from .formats import Conversion, Family, Format, Rule, StateDict, rename
 from .unwrap import backbone_part, unwrap
 
 # A new family is one more module here.
-FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in (resnet, swin)}
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.name: module.FAMILY for module in (resnet, swin, pvt, san)
+}
 
 
 def identify(state_dict: StateDict) -> tuple[Family, Format] | None:

@@ -95,7 +95,7 @@ _MM_RULES = (
 
 FAMILY = Family(
     name='ACmixSwin',
-    marker=r'stages\.\d+\.blocks\.\d+\.attn\.qkv\.weight',
+    marker=r'stages\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table',
     foreign=(
         Format(
             name='released Swin-ACmix classifier',

@@ -2,6 +2,15 @@
 
 from .acmix import ACmix, acmix_conv
 from .path_mix import PathMix
+from .patchwise_acmix import PatchwiseACmix
 from .shift_conv import ShiftConv
+from .spatial_reduction_acmix import SpatialReductionACmix
 
-__all__ = ['ACmix', 'PathMix', 'ShiftConv', 'acmix_conv']
+__all__ = [
+    'ACmix',
+    'PatchwiseACmix',
+    'PathMix',
+    'ShiftConv',
+    'SpatialReductionACmix',
+    'acmix_conv',
+]

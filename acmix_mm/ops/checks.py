@@ -52,6 +52,24 @@ def check_neighborhood_attention(
         )
 
 
+def check_neighborhood_aggregation(weights: Tensor, v: Tensor, kernel_size: int) -> None:
+    """Raise one clear error for inputs that do not fit together."""
+    op = 'neighborhood_aggregation'
+    check_odd(f'{op}: kernel_size', kernel_size)
+    _check_alike(op, weights=weights, v=v)
+    if v.dim() != 4 or v.shape[1:].numel() == 0:
+        raise ValueError(f'{op}: v must be a non-empty (B, C, H, W), got {tuple(v.shape)}')
+    batch_size, channels, height, width = v.shape
+    groups = weights.shape[1] if weights.dim() == 5 else 0
+    expected = (batch_size, groups, kernel_size**2, height, width)
+    if groups == 0 or weights.shape != expected or channels % groups:
+        raise ValueError(
+            f'{op}: with v of shape {tuple(v.shape)} and kernel_size={kernel_size}, weights must '
+            f'have shape ({batch_size}, G, {kernel_size**2}, {height}, {width}) with G a divisor '
+            f'of {channels}, got {tuple(weights.shape)}'
+        )
+
+
 def check_shift_conv(
     maps: Tensor,
     fc_weight: Tensor,

@@ -1,0 +1,128 @@
+"""Checkpoints that ACmixPVT loads: ours, plain PVT of the authors and of mmdet."""
+
+import re
+from collections.abc import Sequence
+from math import isqrt
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .formats import Family, Format, Rule, StateDict
+
+
+def position_map(tokens: Tensor) -> Tensor:
+    """A position embedding of tokens as a map.
+
+    Args:
+        tokens: ``(1, L, C)``, row-major over a square map; the authors' last stage has one token
+            more, at the front, for the class.
+
+    Returns:
+        Tensor: ``(1, C, H, W)`` with ``H = W``.
+
+    Raises:
+        ValueError: The map is not square.
+
+    Examples:
+        >>> import torch
+        >>> position_map(torch.zeros(1, 50, 512)).shape
+        torch.Size([1, 512, 7, 7])
+    """
+    length = tokens.shape[1]
+    side = isqrt(length)
+    if length not in (side**2, side**2 + 1):
+        raise ValueError(
+            f'a position embedding of {length} tokens is of no square map, whose height and width '
+            'the checkpoint does not tell: reshape it to (1, C, H, W) in our format'
+        )
+    return tokens[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def resize_position(position: Tensor, shape: Sequence[int]) -> Tensor:
+    """Interpolate a position embedding to another size.
+
+    Args:
+        position: ``(1, C, H, W)``.
+        shape: ``(1, C, H', W')``. If the channels differ, ``position`` is returned as it is.
+
+    Returns:
+        Tensor: Of that shape, bilinear as in the forward pass.
+
+    Examples:
+        >>> import torch
+        >>> resize_position(torch.ones(1, 8, 7, 7), (1, 8, 9, 12)).shape
+        torch.Size([1, 8, 9, 12])
+    """
+    if position.shape[1] != shape[1]:
+        return position
+    resized = F.interpolate(position.float(), shape[2:], mode='bilinear', align_corners=False)
+    return resized.to(position.dtype)
+
+
+def _authors_rules(state_dict: StateDict) -> list[Rule]:
+    rules = []
+    for stage in _numbers(r'pos_embed(\d+)', state_dict):
+        block, blocks = rf'block{stage}\.(\d+)\.', rf'stages.{stage - 1}.blocks.\1.'
+        embed, ours = rf'patch_embed{stage}\.', rf'stages.{stage - 1}.patch_embed.'
+        rules += [
+            Rule(rf'pos_embed{stage}', f'stages.{stage - 1}.pos_embed', position_map),
+            Rule(embed + r'proj\.(.*)', ours + r'projection.\1'),
+            Rule(embed + r'(norm\..*)', ours + r'\1'),
+            Rule(block + r'attn\.q\.(.*)', blocks + r'attn.qkv.\2'),
+            Rule(block + r'attn\.kv\.(.*)', blocks + r'attn.qkv.\2'),
+            Rule(block + r'(attn\.(?:proj|sr|norm)\..*|norm[12]\..*)', blocks + r'\2'),
+            Rule(block + r'mlp\.fc1\.(.*)', blocks + r'ffn.layers.0.0.\2'),
+            Rule(block + r'mlp\.fc2\.(.*)', blocks + r'ffn.layers.1.\2'),
+        ]
+    reason = 'class token and classifier'
+    return [*rules, Rule(r'cls_token|norm\..*|head\..*', None, reason=reason)]
+
+
+def _mmdet_rules(state_dict: StateDict) -> list[Rule]:
+    rules = [
+        Rule(r'layers\.(\d+)\.1\.0\.pos_embed', r'stages.\1.pos_embed', position_map),
+        Rule(r'layers\.(\d+)\.0\.(.*)', r'stages.\1.patch_embed.\2'),
+    ]
+    # The position embedding is the first in their list of blocks.
+    for number in _numbers(r'layers\.\d+\.1\.(\d+)\.norm1\.weight', state_dict):
+        block, ours = rf'layers\.(\d+)\.1\.{number}\.', rf'stages.\1.blocks.{number - 1}.'
+        rules += [
+            Rule(block + r'attn\.attn\.in_proj_(.*)', ours + r'attn.qkv.\2'),
+            Rule(block + r'attn\.attn\.out_proj\.(.*)', ours + r'attn.proj.\2'),
+            Rule(block + r'(attn\.(?:sr|norm)\..*|norm[12]\..*)', ours + r'\2'),
+            # 1x1 convolutions, ours are linear layers.
+            Rule(block + r'ffn\.layers\.0\.weight', ours + r'ffn.layers.0.0.weight', _to_linear),
+            Rule(block + r'ffn\.layers\.3\.weight', ours + r'ffn.layers.1.weight', _to_linear),
+            Rule(block + r'ffn\.layers\.0\.bias', ours + r'ffn.layers.0.0.bias'),
+            Rule(block + r'ffn\.layers\.3\.bias', ours + r'ffn.layers.1.bias'),
+        ]
+    return rules
+
+
+def _to_linear(weight: Tensor) -> Tensor:
+    return weight.flatten(1)
+
+
+def _numbers(pattern: str, state_dict: StateDict) -> list[int]:
+    """What the group of a pattern matches among the names, in order and once each."""
+    matches = (re.fullmatch(pattern, name) for name in state_dict)
+    return sorted({int(match[1]) for match in matches if match})
+
+
+FAMILY = Family(
+    name='ACmixPVT',
+    marker=r'stages\.\d+\.pos_embed',
+    foreign=(
+        Format(
+            name='plain PVT (authors)',
+            marker=r'pos_embed\d+',  # PVTv2 has none
+            rules=_authors_rules,
+        ),
+        Format(
+            name='plain PVT (mmdet)',
+            marker=r'layers\.\d+\.1\.0\.pos_embed',
+            rules=_mmdet_rules,
+        ),
+    ),
+    resize={'pos_embed': resize_position},
+)

@@ -1,0 +1,146 @@
+"""The ACmix layer of PVT-ACmix: attention to spatially reduced keys and values."""
+
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..ops.checks import check_positive
+from .path_mix import PathMix, PathWeights
+from .shift_conv import ShiftConv
+
+
+class SpatialReductionACmix(BaseModule):
+    """Spatial-reduction attention and convolution on one set of projections.
+
+    The attention is PVT's (Wang et al., "Pyramid Vision Transformer", ICCV 2021, Sec. 3.3): keys
+    and values are projected from tokens that a strided convolution has reduced. The convolution
+    path of ACmix (Pan et al., CVPR 2022, Sec. 4) needs them at every pixel: the same weights
+    project the full-resolution tokens too.
+
+    No code of PVT-ACmix was released. Like the released layer of the other transformer,
+    Swin-ACmix, this one gives the fully connected layer a bias and adds the convolution path after
+    the output projection, which acts on the attention alone:
+    ``alpha * proj(attention) + beta * shift_conv``. A plain PVT's weights so keep their meaning.
+
+    Args:
+        embed_dims: C, a multiple of ``num_heads``.
+        num_heads: N.
+        sr_ratio: Keys and values are reduced by this factor in height and width.
+        kernel_conv: Side of the convolution kernel in pixels, odd.
+        qkv_bias: Whether the projections to queries, keys and values have biases.
+        attn_drop_rate: Dropout probability of attention weights.
+        proj_drop_rate: Dropout probability after the output projection.
+        norm_cfg: Of the norm of reduced tokens.
+        num_conv_groups: Pairs of fully connected layer and convolution that are summed.
+        path_weights: See :class:`PathMix`.
+        init_cfg: Of :class:`mmengine.model.BaseModule`.
+
+    Raises:
+        ValueError: ``embed_dims`` is no multiple of ``num_heads``, ``kernel_conv`` is even, a size
+            is not positive, or ``path_weights`` is unknown.
+
+    Examples:
+        >>> import torch
+        >>> layer = SpatialReductionACmix(64, num_heads=2, sr_ratio=4)
+        >>> layer(torch.randn(2, 9 * 13, 64), (9, 13)).shape
+        torch.Size([2, 117, 64])
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        sr_ratio: int = 1,
+        kernel_conv: int = 3,
+        qkv_bias: bool = True,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        norm_cfg: dict = dict(type='LN'),
+        num_conv_groups: int = 1,
+        path_weights: PathWeights = 'learned',
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        sizes = dict(embed_dims=embed_dims, num_heads=num_heads, sr_ratio=sr_ratio)
+        for name, size in sizes.items():
+            check_positive(name, size)
+        if embed_dims % num_heads:
+            raise ValueError(
+                f'embed_dims must be a multiple of num_heads={num_heads}, got {embed_dims}'
+            )
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        self.attn_drop_rate = attn_drop_rate
+
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.mix = PathMix(path_weights)
+        if self.mix.uses_attention:
+            if sr_ratio > 1:
+                self.sr = nn.Conv2d(embed_dims, embed_dims, sr_ratio, stride=sr_ratio)
+                self.norm = build_norm_layer(norm_cfg, embed_dims)[1]
+            self.proj = nn.Linear(embed_dims, embed_dims)
+            self.proj_drop = nn.Dropout(proj_drop_rate)
+        if self.mix.uses_convolution:
+            self.shift_conv = ShiftConv(
+                3 * num_heads,
+                embed_dims // num_heads,
+                embed_dims,
+                kernel_conv,
+                bias=True,
+                num_groups=num_conv_groups,
+            )
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """Mix both paths.
+
+        Args:
+            x: ``(B, H * W, C)``, tokens in row-major order.
+            hw_shape: ``(H, W)``, each at least ``sr_ratio``; as in PVT, rows and columns beyond the
+                last multiple of ``sr_ratio`` enter no reduced key.
+
+        Returns:
+            Tensor: ``(B, H * W, C)``.
+
+        Raises:
+            ValueError: H or W is below ``sr_ratio``.
+        """
+        channels = x.shape[-1]
+        # Keys and values at every pixel are for the convolution path, or where nothing is reduced.
+        full = self.mix.uses_convolution or self.sr_ratio == 1
+        qkv = self.qkv(x) if full else self._project(x, slice(channels))
+        return self.mix(
+            lambda: self._attend(
+                qkv[..., :channels],
+                qkv[..., channels:] if self.sr_ratio == 1 else self._reduced_kv(x, hw_shape),
+            ),
+            lambda: self._convolve(qkv, hw_shape),
+        )
+
+    def _project(self, x: Tensor, rows: slice) -> Tensor:
+        """A part of the projection to q, k and v."""
+        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+        return F.linear(x, self.qkv.weight[rows], bias)
+
+    def _reduced_kv(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """(B, H * W, C) -> (B, H // R * W // R, 2 C)."""
+        if min(hw_shape) < self.sr_ratio:
+            raise ValueError(
+                f'a map of {hw_shape[0]}x{hw_shape[1]} tokens is too small to be reduced by '
+                f'sr_ratio={self.sr_ratio}; give a larger image'
+            )
+        reduced = self.sr(x.transpose(1, 2).unflatten(2, hw_shape))
+        reduced = self.norm(reduced.flatten(2).transpose(1, 2))
+        return self._project(reduced, slice(x.shape[-1], None))
+
+    def _attend(self, q: Tensor, kv: Tensor) -> Tensor:
+        q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = kv.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        drop_rate = self.attn_drop_rate if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop_rate)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+    def _convolve(self, qkv: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        maps = qkv.transpose(1, 2).unflatten(2, hw_shape)
+        maps = maps.unflatten(1, (3 * self.num_heads, -1))  # q heads, k heads, v heads
+        return self.shift_conv(maps).flatten(2).transpose(1, 2)
