@@ -3,5 +3,6 @@
 from .pvt import ACmixPVT
 from .resnet import ACmixResNet
 from .san import ACmixSAN
+from .swin import ACmixSwin
 
-__all__ = ['ACmixPVT', 'ACmixResNet', 'ACmixSAN']
+__all__ = ['ACmixPVT', 'ACmixResNet', 'ACmixSAN', 'ACmixSwin']

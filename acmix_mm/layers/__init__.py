@@ -5,6 +5,7 @@ from .path_mix import PathMix
 from .patchwise_acmix import PatchwiseACmix
 from .shift_conv import ShiftConv
 from .spatial_reduction_acmix import SpatialReductionACmix
+from .window_acmix import WindowACmix
 
 __all__ = [
     'ACmix',
@@ -12,5 +13,6 @@ __all__ = [
     'PathMix',
     'ShiftConv',
     'SpatialReductionACmix',
+    'WindowACmix',
     'acmix_conv',
 ]

@@ -1,0 +1,282 @@
+"""The window ACmix layer of Swin-ACmix."""
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..checkpoints.released import PATHS, accept_released_names
+from ..ops.checks import check_odd, check_positive
+from .path_mix import PathMix, PathWeights
+from .shift_conv import ShiftConv
+from .size_cache import cached_per_size
+
+
+class WindowACmix(BaseModule):
+    """(Shifted) window attention and convolution on one set of projections.
+
+    ``alpha * proj(attention) + beta * shift_conv`` with both paths fed by the window attention's
+    own linear map to queries, keys and values (Pan et al., "On the Integration of Self-Attention
+    and Convolution", CVPR 2022, Sec. 4.3). It computes what the released Swin-ACmix layer computes,
+    whose checkpoints it loads.
+
+    Maps of any size are zero-padded, before the projection, to whole windows. Along an axis that
+    one window covers nothing is shifted, as in the released code.
+
+    Args:
+        embed_dims: C, a multiple of ``num_heads``. In the attention path channel c is of head
+            ``c // (C / N)``; in the convolution path, of head ``c % N``, as released.
+        num_heads: N.
+        window_size: Side M of the windows in pixels.
+        shift_size: By how many pixels windows are shifted to the bottom right, less than M.
+        qkv_bias: Whether queries, keys and values have a bias.
+        qk_scale: Factor of the logits; ``(C / N) ** -0.5`` if None.
+        attn_drop_rate: Of the attention weights.
+        proj_drop_rate: Of the output.
+        kernel_conv: Side of the convolution kernel in pixels, odd.
+        num_conv_groups: Pairs of fully connected layer and convolution that are summed; the
+            released code has 1.
+        path_weights: ``'learned'`` (default), ``'complementary'`` or a fixed pair such as
+            ``(1, 0)``, see :class:`PathMix`.
+        roll_conv: Run the convolution path on the padded map as the shift of the windows has rolled
+            it, across the seam between opposite sides of the image, as released. False runs it on
+            the image as it lies.
+        mask_padding: Keep the padding out of the attention. By default pixels attend to it, as in
+            mmdet's and mmseg's Swin, which plain checkpoints for detection were trained with.
+        init_cfg: Of :class:`mmengine.model.BaseModule`; applied after the layer's own start.
+
+    Raises:
+        ValueError: ``embed_dims`` is no multiple of ``num_heads``, ``shift_size`` is not within the
+            window, ``kernel_conv`` is even, a size is not positive, or ``path_weights`` is unknown.
+
+    Examples:
+        >>> layer = WindowACmix(96, num_heads=3, shift_size=3)
+        >>> layer(torch.randn(2, 15, 20, 96)).shape
+        torch.Size([2, 15, 20, 96])
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        window_size: int = 7,
+        shift_size: int = 0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        kernel_conv: int = 3,
+        num_conv_groups: int = 1,
+        path_weights: PathWeights = 'learned',
+        roll_conv: bool = True,
+        mask_padding: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_odd('kernel_conv', kernel_conv)
+        sizes = dict(embed_dims=embed_dims, num_heads=num_heads, window_size=window_size,
+                     num_conv_groups=num_conv_groups)  # fmt: skip
+        for name, size in sizes.items():
+            check_positive(name, size)
+        if embed_dims % num_heads:
+            raise ValueError(
+                f'embed_dims must be a multiple of num_heads={num_heads}, got {embed_dims}'
+            )
+        if not 0 <= shift_size < window_size:
+            raise ValueError(
+                f'shift_size must be from 0 to window_size - 1 = {window_size - 1}, '
+                f'got {shift_size}'
+            )
+        self.num_heads = num_heads
+        self.head_channels = embed_dims // num_heads
+        self.window_size = window_size
+        self.shift_size = shift_size
+        self.scale = self.head_channels**-0.5 if qk_scale is None else qk_scale
+        self.attn_drop_rate = attn_drop_rate
+        self.roll_conv = roll_conv
+        self.mask_padding = mask_padding
+
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, qkv_bias)
+        self.mix = PathMix(path_weights)
+        if self.mix.uses_attention:
+            self.relative_position_bias_table = nn.Parameter(
+                torch.empty((2 * window_size - 1) ** 2, num_heads)
+            )
+            index = _relative_position_index(window_size)
+            self.register_buffer('relative_position_index', index, persistent=False)
+            self.proj = nn.Linear(embed_dims, embed_dims)
+        if self.mix.uses_convolution:
+            self.shift_conv = ShiftConv(
+                3 * num_heads,
+                self.head_channels,
+                embed_dims,
+                kernel_conv,
+                bias=True,
+                num_groups=num_conv_groups,
+            )
+        self.proj_drop = nn.Dropout(proj_drop_rate)
+        self._reset_attention_bias()
+        self.register_load_state_dict_pre_hook(_accept_released_names)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix both paths.
+
+        Args:
+            x: ``(B, H, W, C)``, H and W of any size.
+
+        Returns:
+            Tensor: ``(B, H, W, C)``.
+        """
+        height, width = size = x.shape[1:3]
+        bottom, right = (-side % self.window_size for side in size)
+        if bottom or right:
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        shifts = [self.shift_size if side > self.window_size else 0 for side in x.shape[1:3]]
+        if self.roll_conv:
+            qkv = self._project(_roll(x, shifts))
+            out = self.mix(
+                lambda: self._attend(qkv, size, shifts),
+                lambda: self._convolve(qkv),
+            )
+            out = _roll_back(out, shifts)[:, :height, :width]
+        else:
+            qkv = self._project(x)
+            out = self.mix(
+                lambda: _roll_back(self._attend(_roll(qkv, shifts), size, shifts), shifts)[
+                    :, :height, :width
+                ],
+                lambda: self._convolve(qkv[:, :height, :width]),
+            )
+        return self.proj_drop(out)
+
+    def init_weights(self) -> None:
+        """Start as the released layer does, whatever a backbone's initialiser did before."""
+        if not self.is_init:
+            self._reset_attention_bias()
+            for module in (self.mix, getattr(self, 'shift_conv', None)):
+                if module is not None:
+                    module.reset_parameters()
+        super().init_weights()
+
+    def _project(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, 3 C), channels in the order (D, 3, N).
+
+        The parameters are in the order (3, N, D) of every Swin. With D outermost the convolution
+        path, which has a group for each of the D, reads the projections as they lie in memory.
+        """
+        parameters = (p for p in (self.qkv.weight, self.qkv.bias) if p is not None)
+        split = (p.unflatten(0, (-1, self.head_channels)) for p in parameters)
+        return F.linear(x, *(p.transpose(0, 1).flatten(0, 1) for p in split))
+
+    def _convolve(self, qkv: Tensor) -> Tensor:
+        """(B, H, W, 3 C) -> (B, H, W, C)."""
+        maps = qkv.unflatten(-1, (self.head_channels, -1)).permute(0, 4, 3, 1, 2)
+        return self.shift_conv(maps).permute(0, 2, 3, 1)
+
+    def _attend(self, qkv: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
+        """Attention in the windows, and projection.
+
+        Args:
+            qkv: ``(B, H', W', 3 C)``, padded and rolled.
+            size: H and W of the image within it.
+            shifts: Down and to the right, in pixels.
+
+        Returns:
+            Tensor: ``(B, H', W', C)``, rolled.
+        """
+        side = self.window_size
+        rows, columns = (length // side for length in qkv.shape[1:3])
+        qkv = qkv.unflatten(1, (rows, side)).unflatten(3, (columns, side))
+        qkv = qkv.unflatten(-1, (self.head_channels, 3, self.num_heads))
+        qkv = qkv.permute(6, 0, 1, 3, 7, 2, 4, 5)  # 3, B, rows, columns, N, side, side, D
+        qkv = qkv.flatten(5, 6).flatten(2, 3)  # 3, B, windows, N, pixels, D
+        bias = self._attention_bias(size, shifts).to(qkv.dtype)
+        # The fused kernels take four axes. If all windows have one bias they join the batch; if
+        # not, they join the heads, and the images of a batch share the biases.
+        start = 1 if len(bias) == 1 else 2
+        q, k, v = qkv.flatten(start, start + 1).unbind()
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=bias if len(bias) == 1 else bias.flatten(0, 1).unsqueeze(0),
+            dropout_p=self.attn_drop_rate if self.training else 0.0,
+            scale=self.scale,
+        )
+        out = out.reshape(-1, rows, columns, self.num_heads, side, side, self.head_channels)
+        return self.proj(out.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2))
+
+    def _attention_bias(self, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
+        """What is added to the logits: (windows, N, pixels, pixels), or (1, ...) for all alike."""
+        side = self.window_size
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        bias = bias.T.unflatten(1, (side,) * 4)  # N, rows of q, columns of q, of k, of k
+        if any(shifts) or (self.mask_padding and any(length % side for length in size)):
+            rows, columns = (
+                _axis_mask(length, side, shift, self.mask_padding, bias.dtype, bias.device)
+                for length, shift in zip(size, shifts, strict=True)
+            )
+            bias = bias + rows[:, None, None, :, None, :, None]
+            bias = bias + columns[:, None, None, :, None, :]
+            bias = bias.flatten(0, 1)
+        else:
+            bias = bias.unsqueeze(0)
+        return bias.flatten(4, 5).flatten(2, 3)
+
+    def _reset_attention_bias(self) -> None:
+        if self.mix.uses_attention:
+            nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+
+def _relative_position_index(side: int) -> Tensor:
+    """Row of the bias table for each pair of query and key in a window: int64 (side ** 4,)."""
+    steps = torch.arange(side)
+    offset = steps[:, None] - steps + side - 1
+    rows, columns = offset[:, None, :, None], offset[None, :, None, :]
+    return (rows * (2 * side - 1) + columns).flatten()
+
+
+@cached_per_size
+def _axis_mask(
+    length: int,
+    side: int,
+    shift: int,
+    mask_padding: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Which pixels of a window may meet, along one axis.
+
+    Rolling brings the first pixels of an axis next to the last ones, where they must not meet. That
+    is so for rows and for columns apart, so that no mask over pairs of pixels need be kept.
+
+    Returns:
+        Tensor: ``(windows, side, side)``, 0 where query and key may meet, else -inf.
+    """
+    padded = length + -length % side
+    position = (torch.arange(padded, device=device) + shift) % padded
+    region = (position < shift).long()
+    if mask_padding:
+        region += 2 * (position >= length)
+    region = region.unflatten(0, (-1, side))
+    apart = region.unsqueeze(2) != region.unsqueeze(1)
+    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, float('-inf'))
+
+
+def _roll(x: Tensor, shifts: Sequence[int]) -> Tensor:
+    """Bring the pixel at ``shifts`` of (B, H, W, C) to the top left."""
+    return x.roll([-shift for shift in shifts], (1, 2)) if any(shifts) else x
+
+
+def _roll_back(x: Tensor, shifts: Sequence[int]) -> Tensor:
+    return x.roll(list(shifts), (1, 2)) if any(shifts) else x
+
+
+def _accept_released_names(
+    layer: WindowACmix, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Rename in place what a released Swin-ACmix layer calls its parameters."""
+    accept_released_names(state_dict, prefix, PATHS)
