@@ -30,7 +30,7 @@ class SpatialReductionACmix(BaseModule):
         kernel_conv: Side of the convolution kernel in pixels, odd.
         qkv_bias: Whether the projections to queries, keys and values have biases.
         attn_drop_rate: Dropout probability of attention weights.
-        proj_drop_rate: Dropout probability after the output projection.
+        proj_drop_rate: Dropout probability of the output.
         norm_cfg: Of the norm of reduced tokens.
         num_conv_groups: Pairs of fully connected layer and convolution that are summed.
         path_weights: See :class:`PathMix`.
@@ -80,7 +80,6 @@ class SpatialReductionACmix(BaseModule):
                 self.sr = nn.Conv2d(embed_dims, embed_dims, sr_ratio, stride=sr_ratio)
                 self.norm = build_norm_layer(norm_cfg, embed_dims)[1]
             self.proj = nn.Linear(embed_dims, embed_dims)
-            self.proj_drop = nn.Dropout(proj_drop_rate)
         if self.mix.uses_convolution:
             self.shift_conv = ShiftConv(
                 3 * num_heads,
@@ -90,6 +89,7 @@ class SpatialReductionACmix(BaseModule):
                 bias=True,
                 num_groups=num_conv_groups,
             )
+        self.proj_drop = nn.Dropout(proj_drop_rate)
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Mix both paths.
@@ -109,13 +109,14 @@ class SpatialReductionACmix(BaseModule):
         # Keys and values at every pixel are for the convolution path, or where nothing is reduced.
         full = self.mix.uses_convolution or self.sr_ratio == 1
         qkv = self.qkv(x) if full else self._project(x, slice(channels))
-        return self.mix(
+        out = self.mix(
             lambda: self._attend(
                 qkv[..., :channels],
                 qkv[..., channels:] if self.sr_ratio == 1 else self._reduced_kv(x, hw_shape),
             ),
             lambda: self._convolve(qkv, hw_shape),
         )
+        return self.proj_drop(out)
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
         """A part of the projection to q, k and v."""
@@ -138,7 +139,7 @@ class SpatialReductionACmix(BaseModule):
         k, v = kv.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         drop_rate = self.attn_drop_rate if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop_rate)
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        return self.proj(out.transpose(1, 2).flatten(2))
 
     def _convolve(self, qkv: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         maps = qkv.transpose(1, 2).unflatten(2, hw_shape)
