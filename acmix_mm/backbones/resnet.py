@@ -1,18 +1,16 @@
 """ResNet-ACmix: bottlenecks whose 3x3 convolution is an ACmix layer."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from ..layers import ACmix
 from ..registry import MODELS
+from .common import check_stages, eval_batch_norms, freeze, recompute
 from .loading import accept_checkpoints
 
 
@@ -97,17 +95,15 @@ class ACmixBottleneck(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, 4 C, ceil(H / stride), ceil(W / stride))."""
         if self.with_cp and x.requires_grad:
-            out = checkpoint(self._forward, x, use_reentrant=False)
-        else:
-            out = self._forward(x)
-        return self.relu(out)
+            return recompute(self, self._forward, x)
+        return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.norm1(self.conv1(x)))
         x = self.relu(self.norm2(self.conv2(x)))
         x = self.norm3(self.conv3(x))
-        return shortcut + self.drop_path(x)
+        return self.relu(shortcut + self.drop_path(x))
 
 
 @MODELS.register_module()
@@ -184,8 +180,16 @@ class ACmixResNet(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg or _default_init_cfg())
-        self._check(
-            depth, num_stages, out_indices, style, frozen_stages,
+        if depth not in self.blocks_of_depth:
+            raise ValueError(
+                f'ACmixResNet: depth must be in {[*self.blocks_of_depth]}, got {depth!r}'
+            )
+        if not 1 <= num_stages <= 4:
+            raise ValueError(f'ACmixResNet: num_stages must be 1 to 4, got {num_stages}')
+        if style not in ('pytorch', 'caffe'):
+            raise ValueError(f"ACmixResNet: style must be 'pytorch' or 'caffe', got {style!r}")
+        check_stages(
+            'ACmixResNet', num_stages, out_indices, frozen_stages,
             strides=strides, dilations=dilations, stage_with_acmix=stage_with_acmix,
         )  # fmt: skip
         self.out_indices = out_indices
@@ -233,31 +237,6 @@ class ACmixResNet(BaseModule):
         self._freeze()
         # No warm start: no ACmix layer computes what a plain 3x3 convolution did.
         accept_checkpoints(self, 'ACmixResNet', warm_start=False)
-
-    @classmethod
-    def _check(
-        cls,
-        depth: int,
-        num_stages: int,
-        out_indices: Sequence[int],
-        style: str,
-        frozen_stages: int,
-        **per_stage: Sequence[Any],
-    ) -> None:
-        def require(holds: bool, name: str, value: Any, expected: str) -> None:
-            if not holds:
-                raise ValueError(f'ACmixResNet: {name} must be {expected}, got {value!r}')
-
-        require(depth in cls.blocks_of_depth, 'depth', depth, f'in {[*cls.blocks_of_depth]}')
-        require(1 <= num_stages <= 4, 'num_stages', num_stages, '1 to 4')
-        inside = out_indices and all(0 <= index < num_stages for index in out_indices)
-        require(inside, 'out_indices', out_indices, f'stages from 0 to {num_stages - 1}')
-        require(style in ('pytorch', 'caffe'), 'style', style, "'pytorch' or 'caffe'")
-        frozen = f'-1 (none), 0 (stem) or a stage up to {num_stages}'
-        require(-1 <= frozen_stages <= num_stages, 'frozen_stages', frozen_stages, frozen)
-        for name, value in per_stage.items():
-            length = f'of length {num_stages}, one a stage'
-            require(len(value) == num_stages, name, value, length)
 
     def _make_stem(self, in_channels: int, channels: int) -> None:
         if self.deep_stem:
@@ -324,17 +303,13 @@ class ACmixResNet(BaseModule):
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            eval_batch_norms(self)
         return self
 
     def _freeze(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        stem = ['stem'] if self.deep_stem else ['conv1', self.norm1_name]
-        for name in stem + self.stages[: self.frozen_stages]:
-            getattr(self, name).eval().requires_grad_(False)
+        if self.frozen_stages >= 0:
+            stem = ['stem'] if self.deep_stem else ['conv1', self.norm1_name]
+            freeze(getattr(self, name) for name in stem + self.stages[: self.frozen_stages])
 
 
 def _default_init_cfg() -> list[dict]:

@@ -64,7 +64,9 @@ def test_checkpointing_changes_nothing():
         backbone = randomized(with_cp=with_cp)
         outs = backbone(x)
         sum(out.square().mean() for out in outs).backward()
-        results.append([*outs, *(p.grad for p in backbone.parameters())])
+        gradients = [p.grad for p in backbone.parameters()]
+        statistics = [b for b in backbone.buffers() if b.is_floating_point()]
+        results.append([*outs, *gradients, *statistics])
     for plain, checkpointed in zip(*results, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 
@@ -167,8 +169,8 @@ def test_other_norms():
         (dict(out_indices=(0, 4)), r'out_indices must be stages from 0 to 3, got \(0, 4\)'),
         (dict(style='torch'), "style must be .* got 'torch'"),
         (dict(frozen_stages=5), 'frozen_stages must be .* got 5'),
-        (dict(strides=(1, 2)), r'strides must be of length 4, one a stage, got \(1, 2\)'),
-        (dict(stage_with_acmix=(True,)), 'stage_with_acmix must be of length 4'),
+        (dict(strides=(1, 2)), r'strides must have 4 values, one a stage, got \(1, 2\)'),
+        (dict(stage_with_acmix=(True,)), 'stage_with_acmix must have 4 values'),
         (dict(base_channels=6), 'multiple of num_heads=4, got 6'),
     ],
 )
