@@ -107,10 +107,12 @@ def _untracked_statistics(block: nn.Module) -> Iterator[None]:
         for module in block.modules()
         if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
     ]
+    # Without statistics to track, other tensors would be kept than in the first call.
+    tracking = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, tracking, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
