@@ -2,7 +2,7 @@
 # Sets up .venv with the whole stack: torch, mmcv with compiled ops, mmdet, mmseg and this package.
 #
 # Usage:
-#     make install                       # or: bash tools/install.sh
+#     make install                       # or: bash requirements/install.sh
 #     make install PYTHON=python3.12     # with a Python of your choice
 #
 # A second run finds nothing to do and takes no time; an interrupted one is simply run again.
@@ -106,26 +106,30 @@ venv_pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 # What an installation depends on; a change of any of it installs anew.
 digest() {
-    cat requirements/*.txt setup.py tools/install.sh | cksum
+    cat requirements/*.txt setup.py requirements/install.sh | cksum
     echo "$PWD"
 }
 
-is_installed() {
+is_up_to_date() {
     [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(digest)" ] && is_supported "$VENV/bin/python"
 }
 
 # An environment that was there stays, whichever Python it has: it may not be the one asked for.
 check_venv_python() {
     local found wanted
-    [ -n "${PYTHON:-}" ] && found=$(version_of "$VENV/bin/python") || return 0
-    wanted=$(version_of "$PYTHON") || wanted="that does not run"
+    if [ -z "${PYTHON:-}" ] || ! found=$(version_of "$VENV/bin/python"); then
+        return
+    fi
+    wanted=$(version_of "$PYTHON") || wanted='that does not run'
     [ "$found" = "$wanted" ] ||
         fail "PYTHON=$PYTHON is Python $wanted, but .venv holds Python $found: run 'make clean' first, or leave PYTHON out"
 }
 
 make_venv() {
     local python
-    ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || return 0
+    if is_supported "$VENV/bin/python" && venv_pip --version >/dev/null 2>&1; then
+        return
+    fi
     python=$(find_python)
     "$python" -m venv --clear "$VENV" >/dev/null ||
         fail "$python cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)"
@@ -134,7 +138,7 @@ make_venv() {
 check_compiler() {
     command -v "$CXX" >/dev/null ||
         fail "no C++ compiler ($CXX) was found, which mmcv's ops need: install g++ or clang++, or set CXX"
-    echo '#include <optional>' | "$CXX" -std=c++17 -fsyntax-only -x c++ - 2>/dev/null ||
+    "$CXX" -std=c++17 -fsyntax-only -x c++ - <<<'#include <optional>' 2>/dev/null ||
         fail "$("$CXX" --version | head -n 1) does not compile C++17, which mmcv's ops need: install g++ >= 9 or clang++ >= 9, or set CXX"
     "$VENV/bin/python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
         fail "Python $(version_of "$VENV/bin/python")'s headers are missing (on Debian and Ubuntu: apt install python3-dev)"
@@ -228,7 +232,7 @@ main() {
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     check_venv_python
-    ! is_installed || return 0
+    ! is_up_to_date || return 0
     rm -f "$STAMP"
     make_venv
     [ -n "$(compiled_wheel "$WHEEL_CACHE")" ] || check_compiler # before a large download, if it is needed

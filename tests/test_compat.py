@@ -1,0 +1,95 @@
+"""The mends of mmengine."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+from acmix_mm import compat
+
+
+@pytest.mark.parametrize(
+    'base', ['mmdet::_base_/default_runtime.py', 'mmseg::_base_/default_runtime.py']
+)
+def test_config_inherits_from_installed_libraries(tmp_path, base):
+    pytest.importorskip(base.partition('::')[0])
+    config = tmp_path / 'config.py'
+    config.write_text(f'_base_ = {base!r}')
+    assert Config.fromfile(config).default_scope == base.partition('::')[0]
+
+
+@pytest.mark.parametrize(
+    ('distribution', 'name'),
+    [('onedl-mmsegmentation', 'mmseg'), ('mmsegmentation', 'mmsegmentation')],
+)
+def test_only_the_fork_of_mmseg_is_looked_up_by_its_module(monkeypatch, distribution, name):
+    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
+    monkeypatch.setattr(compat, 'installed_distributions', lambda library: {distribution: '1.2.2'})
+    compat.register_config_names()
+    assert MODULE2PACKAGE['mmseg'] == name
+
+
+@pytest.fixture
+def upstream_mmengine(monkeypatch):
+    """Has mmengine load checkpoints as upstream's release does: with a plain `torch.load`."""
+
+    def load_from_local(filename, map_location=None):
+        return torch.load(filename, map_location=map_location)
+
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.delattr(compat.checkpoint, 'get_torch_safe_globals', raising=False)
+    monkeypatch.setattr(compat.checkpoint, 'load_from_local', load_from_local)
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+
+
+@pytest.fixture
+def logs():
+    buffer = HistoryBuffer()
+    buffer.update(0.5)
+    return {'loss': buffer, 'metric': np.float64(0.25), 'count': np.int64(3)}
+
+
+def check_loaded(logs):
+    assert logs['loss'].current() == 0.5
+    assert logs['loss'].statistics('mean') == 0.5
+    assert logs['metric'] == 0.25
+    assert logs['count'] == 3
+
+
+def test_checkpoint_with_logs_loads(tmp_path, upstream_mmengine, logs):
+    path = str(tmp_path / 'checkpoint.pth')
+    torch.save(logs, path)
+    with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
+        CheckpointLoader.load_checkpoint(path)
+
+    compat.allow_checkpoint_contents()
+    check_loaded(CheckpointLoader.load_checkpoint(path))
+    with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
+        torch.load(path)  # nobody else's loading is changed
+
+
+@pytest.mark.parametrize('core', [b'core', b'_core'])
+def test_checkpoint_written_with_another_numpy_loads(tmp_path, upstream_mmengine, logs, core):
+    path = tmp_path / 'checkpoint.pth'
+    torch.save(logs, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert content.count(b'core.multiarray\n') >= 2
+    content = content.replace(b'numpy._core.', b'numpy.core.')  # as numpy 1 has it
+    path.write_bytes(content.replace(b'numpy.core.', b'numpy.' + core + b'.'))
+
+    compat.allow_checkpoint_contents()
+    check_loaded(CheckpointLoader.load_checkpoint(str(path)))
+
+
+def test_loader_that_is_safe_already_is_left_alone(monkeypatch):
+    monkeypatch.setattr(
+        compat.checkpoint, 'get_torch_safe_globals', lambda: [], raising=False
+    )
+    before = dict(CheckpointLoader._schemes)
+    compat.allow_checkpoint_contents()
+    assert CheckpointLoader._schemes == before
