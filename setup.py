@@ -29,6 +29,7 @@ class BuildWithConfigs(build_py):
     """
 
     def run(self) -> None:
+        """Builds the package, then fills `.mim`."""
         super().run()
         package = ROOT / 'acmix_mm' if self.editable_mode else Path(self.build_lib, 'acmix_mm')
         mim = package / '.mim'

@@ -1,4 +1,4 @@
-"""Mends of mmengine that acmix-mm needs, each with its reason; applied when acmix-mm is imported."""
+"""Mends of mmengine, each with its reason; applied when acmix-mm is imported."""
 
 from functools import wraps
 from typing import Any

@@ -87,9 +87,7 @@ def test_checkpoint_written_with_another_numpy_loads(tmp_path, upstream_mmengine
 
 
 def test_loader_that_is_safe_already_is_left_alone(monkeypatch):
-    monkeypatch.setattr(
-        compat.checkpoint, 'get_torch_safe_globals', lambda: [], raising=False
-    )
+    monkeypatch.setattr(compat.checkpoint, 'get_torch_safe_globals', lambda: [], raising=False)
     before = dict(CheckpointLoader._schemes)
     compat.allow_checkpoint_contents()
     assert CheckpointLoader._schemes == before

@@ -195,4 +195,6 @@ def test_import_says_what_is_missing():
     )
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith('ImportError: acmix-mm needs mmcv (>=2.0,<3.0)')
+    assert result.stderr.splitlines()[-1].startswith(
+        'ImportError: acmix-mm needs mmcv (>=2.0,<3.0)'
+    )

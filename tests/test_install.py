@@ -1,6 +1,6 @@
-"""requirements/install.sh, with a stand-in for the environment's Python that notes what pip is told.
+"""requirements/install.sh, with a stand-in for the environment's Python.
 
-Nothing is downloaded and nothing compiled.
+It notes what pip is told: nothing is downloaded and nothing compiled.
 """
 
 import os
