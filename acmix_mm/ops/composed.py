@@ -20,7 +20,9 @@ def shift_conv(
     """See :func:`acmix_mm.ops.shift_conv`."""
     groups, size = maps.shape[2], kernel.shape[-1]
     geometry = dict(stride=stride, padding=dilation * (size // 2), dilation=dilation)
-    weight = torch.einsum('pcihw,pim->cmhw', kernel, fc_weight)
+    # Contiguous, or torch 2.13 gets the weight's gradient wrong where oneDNN does not run (float64)
+    # and a single image comes with its channels innermost.
+    weight = torch.einsum('pcihw,pim->cmhw', kernel, fc_weight).contiguous()
     out = F.conv2d(maps.transpose(1, 2).flatten(1, 2), weight, groups=groups, **geometry)
     if fc_bias is None:
         return out
