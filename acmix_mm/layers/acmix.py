@@ -21,8 +21,8 @@ class ACmix(BaseModule):
 
     ``alpha * attention + beta * shift_conv`` with both paths fed by the same 1x1 projections to
     queries, keys and values (Pan et al., "On the Integration of Self-Attention and Convolution",
-    CVPR 2022, Fig. 2c). It stands where a ``k x k`` convolution stood and computes what the released
-    ResNet layer computes, whose checkpoints it loads.
+    CVPR 2022, Fig. 2c). It stands where a ``k x k`` convolution stood, computes what the released
+    ResNet layer computes, and loads its checkpoints.
 
     Args:
         in_channels: C_in.

@@ -84,7 +84,7 @@ class ShiftConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """torch's default for a linear layer, and one-hot shifts."""
+        """Start at the default of a linear layer and one-hot shifts."""
         num_maps, kernel_size = self.fc_weight.shape[-1], self.kernel.shape[-1]
         bound = 1 / math.sqrt(num_maps)
         nn.init.uniform_(self.fc_weight, -bound, bound)
@@ -115,7 +115,7 @@ class ShiftConv(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, as ``print(module)`` shows them."""
-        groups, positions, num_maps = self.fc_weight.shape
+        groups, _, num_maps = self.fc_weight.shape
         return (
             f'num_maps={num_maps}, out_channels={len(self.kernel) // groups}, '
             f'kernel_size={self.kernel.shape[-1]}, stride={self.stride}, '
