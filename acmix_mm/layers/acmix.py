@@ -1,7 +1,6 @@
 """The sliding-window ACmix layer of ResNet-ACmix."""
 
 from collections.abc import MutableMapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ..ops.checks import check_odd, check_positive
 from ..registry import MODELS
 from .path_mix import PathMix, PathWeights
 from .shift_conv import ShiftConv
+from .size_cache import cached_per_size
 
 
 class ACmix(BaseModule):
@@ -140,6 +140,7 @@ class ACmix(BaseModule):
         return out.flatten(1, 2)
 
 
+@cached_per_size
 def coordinates(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Pixel coordinates from -1 to 1 over the map, x then y, the input of the position map.
 
@@ -156,22 +157,9 @@ def coordinates(height: int, width: int, dtype: torch.dtype, device: torch.devic
         >>> coordinates(1, 3, torch.float32, torch.device('cpu')).flatten(2).tolist()
         [[[-1.0, 0.0, 1.0], [-1.0, -1.0, -1.0]]]
     """
-    # While compiling, memory is the compiler's: a cache would hold its symbolic tensors.
-    make = _make_coordinates if torch.compiler.is_compiling() else _cached_coordinates
-    return make(height, width, dtype, device)
-
-
-def _make_coordinates(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     x = torch.linspace(-1, 1, width, dtype=torch.float64, device=device)
     y = torch.linspace(-1, 1, height, dtype=torch.float64, device=device)
     return torch.stack(torch.meshgrid(x, y, indexing='xy')).unsqueeze(0).to(dtype)
-
-
-@lru_cache(maxsize=64)
-def _cached_coordinates(*size_dtype_device: Any) -> Tensor:
-    # A tensor made under inference mode could never again take part in training.
-    with torch.inference_mode(False):
-        return _make_coordinates(*size_dtype_device)
 
 
 def _accept_released_names(
