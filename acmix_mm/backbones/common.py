@@ -102,17 +102,15 @@ def recompute(block: nn.Module, function: Callable[..., Tensor], *args: Any) -> 
 
 @contextmanager
 def _untracked_statistics(block: nn.Module) -> Iterator[None]:
-    norms = [
-        module
-        for module in block.modules()
-        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
-    ]
-    # Without statistics to track, other tensors would be kept than in the first call.
-    tracking = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    # Tracking cannot be switched off: the second call would keep other tensors than the first. Nor
+    # can the count be taken away, which SyncBatchNorm insists on: it gets another one.
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, count in kept:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if count is None else count.clone()
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, tracking, strict=True):
+        for norm, momentum, count in kept:
             norm.momentum, norm.num_batches_tracked = momentum, count

@@ -216,7 +216,7 @@ class ACmixPVT(BaseModule):
         )  # fmt: skip
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(num_layers)).split(num_layers)
+        rates = torch.linspace(0, drop_path_rate, sum(num_layers), device='cpu').split(num_layers)
         self.stages = ModuleList()
         for i in range(num_stages):
             reduction = prod(strides[: i + 1])
@@ -236,7 +236,7 @@ class ACmixPVT(BaseModule):
                 strides[i],
                 paddings[i],
                 pos_shape=(height // reduction, width // reduction),
-                drop_path_rates=drop_path_rates[i].tolist(),
+                drop_path_rates=rates[i].tolist(),
                 drop_rate=drop_rate,
                 norm_cfg=norm_cfg,
                 block_cfg=dict(
