@@ -9,8 +9,9 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# exec, so that what ends make ends the script and what it has started.
 install: ## set up .venv with the whole stack (PYTHON=... chooses the Python)
-	@PYTHON='$(PYTHON)' bash requirements/install.sh
+	@PYTHON='$(PYTHON)' exec bash requirements/install.sh
 
 demo: install ## train, evaluate and draw Mask R-CNN with an ACmix backbone on generated images
 	@$(PYTHON_BIN) tools/demo.py $(ARGS)

@@ -54,9 +54,10 @@ find_python() {
 # Runs a command with its output in the log, and shows meanwhile how long it has taken and how far
 # it has got. The command gets its own process group: an interrupt has to reach the compilers too.
 step() {
-    local title=$1 start=$SECONDS shown=0 wait_s=30
+    local title=$1 start=$SECONDS wait_s=30 shown
     shift
-    [ -t 1 ] && wait_s=1
+    [ ! -t 1 ] || wait_s=1
+    shown=-$wait_s
     printf '\n### %s: %s\n' "$title" "$*" >>"$LOG"
     set -m
     "$@" >>"$LOG" 2>&1 </dev/null &
@@ -87,10 +88,10 @@ report() {
     printf "$format" "$@"
 }
 
-# The compiled objects as ninja counts them, or what pip is at.
+# The compiled files as ninja counts them, or what pip is at; short, to fit the line.
 progress() {
     local last
-    last=$(tail -n 1 "$LOG" | sed 's/^ *//' | cut -c 1-70)
+    last=$(tail -n 1 "$LOG" | sed 's/^ *//' | cut -c 1-33)
     case $last in
         '['*/*']'*) echo "${last%%]*}] files compiled" ;;
         Collecting* | Downloading* | Installing*) echo "$last" ;;
@@ -205,7 +206,7 @@ find_or_build_wheel() {
     fi
     check_compiler
     build_dir=$(mktemp -d)
-    step "compiling mmcv's ops (once for this torch and Python)" build_mmcv
+    step "compiling mmcv's ops (only this once)" build_mmcv
     wheel=$(compiled_wheel "$build_dir")
     [ -n "$wheel" ] || fail "mmcv was built without its compiled ops ($(cd "$build_dir" && echo *.whl)); see $LOG"
     mkdir -p "$dir"
