@@ -182,4 +182,4 @@ def _report(
 def _names(names: list[str]) -> str:
     """How many, and which: alike names of different layers as one, ``stages.*.norm.weight``."""
     alike = Counter(re.sub(r'(?<=\.)\d+(?=\.)|(?<=^layer)\d+', '*', name) for name in names)
-    return f'{len(names)} ({", ".join(alike if len(names) > 8 else names)})'
+    return f'{len(names)} ({", ".join(alike if len(names) > 4 else names)})'

@@ -243,7 +243,7 @@ class ACmixSwin(BaseModule):
             self.absolute_pos_embed = None
         self.drop_after_pos = nn.Dropout(drop_rate)
 
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').split(list(depths))
         self.stages = ModuleList()
         for i in range(num_stages):
             channels = embed_dims * 2**i
@@ -273,8 +273,9 @@ class ACmixSwin(BaseModule):
                     stride=strides[i + 1],
                     norm_cfg=norm_cfg if patch_norm else None,
                 )
-            rates = drop_path_rates[i].tolist()
-            self.stages.append(ACmixSwinStage(channels, rates, attn_cfg, block_cfg, downsample))
+            self.stages.append(
+                ACmixSwinStage(channels, rates[i].tolist(), attn_cfg, block_cfg, downsample)
+            )
         for i in out_indices:
             self.add_module(f'norm{i}', build_norm_layer(norm_cfg, embed_dims * 2**i)[1])
         self._freeze()
