@@ -202,9 +202,10 @@ class ACmixResNet(BaseModule):
         stem_channels = stem_channels or base_channels
         self._make_stem(in_channels, stem_channels)
         blocks = self.blocks_of_depth[depth][:num_stages]
-        drop_path_rates = iter(torch.linspace(0, drop_path_rate, sum(blocks)).tolist())
+        rates = torch.linspace(0, drop_path_rate, sum(blocks), device='cpu')
+        drop_path_rates = iter(rates.tolist())
         zero_init = dict(type='Constant', val=0, override=dict(name='norm3'))
-        common = dict(
+        common: dict[str, Any] = dict(
             style=style,
             conv_cfg=conv_cfg,
             norm_cfg=norm_cfg,
