@@ -1,6 +1,7 @@
 """ResNet-ACmix: bottlenecks whose 3x3 convolution is an ACmix layer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
