@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .checks import check_neighborhood_aggregation
+from .overrides import overridable
 from .padding import reflect_pad2d
 
 
+@overridable
 def neighborhood_aggregation(weights: Tensor, v: Tensor, kernel_size: int) -> Tensor:
     """Sum the ``kernel_size x kernel_size`` window around every pixel under given weights.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from . import checks, composed, reference, tiled
+from .overrides import overridable
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def _choose(operator: str, backend: str | None, *tensors: Tensor) -> Callable[..
     raise RuntimeError(f'{operator}: none of {list(backends)} can take these tensors')
 
 
+@overridable
 def neighborhood_attention(
     q: Tensor,
     k: Tensor,
@@ -118,6 +120,7 @@ def neighborhood_attention(
     return run(q, k, v, kernel_size, stride, dilation, scale)
 
 
+@overridable
 def shift_conv(
     maps: Tensor,
     fc_weight: Tensor,
