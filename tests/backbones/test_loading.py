@@ -52,10 +52,10 @@ def same(a: nn.Module, b: nn.Module) -> bool:
         lambda s: {'model': s, 'epoch': 300, 'optimizer': {'state': {}}},
         lambda s: {'state_dict': s, 'meta': {}},
         lambda s: {'model': {f'module.{k}': v for k, v in s.items()}},
-        lambda s: {'state_dict': {f'backbone.{k}': v for k, v in s.items()} | {'neck.w': s['norm.bias']}},
+        lambda s: {f'backbone.{k}': v for k, v in s.items()} | {'neck.w': s['norm.bias']},
     ],
     ids=['bare', 'model', 'state_dict', 'module.', 'backbone.'],
-)  # fmt: skip
+)
 @pytest.mark.parametrize('strict', [True, False])
 def test_every_wrapping_loads(released, messages, tmp_path, wrap, strict):
     expected = swin(out_indices=(3,))
@@ -75,9 +75,7 @@ def test_every_wrapping_loads(released, messages, tmp_path, wrap, strict):
 
 def test_a_part_of_a_file_loads_by_prefix(released, tmp_path):
     torch.save({f'backbone.{k}': v for k, v in released.items()}, tmp_path / 'file.pth')
-    init_cfg = dict(
-        type='Pretrained', checkpoint=str(tmp_path / 'file.pth'), prefix='backbone.'
-    )
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth'), prefix='backbone.')
     backbone, expected = swin(out_indices=(3,), init_cfg=init_cfg), swin(out_indices=(3,))
     backbone.init_weights()
     expected.load_state_dict(released)
@@ -175,13 +173,13 @@ def test_ours_passes_untouched_and_without_a_word(messages):
 
 
 def test_a_part_of_ours_is_reported_by_torch():
-    with pytest.raises(RuntimeError, match='Missing key.*stages.0.blocks.0.attn.qkv.weight'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*stages.0.blocks.0.attn.qkv.weight'):
         swin().load_state_dict(swin().norm0.state_dict(prefix='norm0.'))
 
 
 def test_unknown_entries_reach_strict_loading(released, messages):
     extra = released | {'layers.0.blocks.0.attn.temperature': torch.ones(1)}
-    with pytest.raises(RuntimeError, match='Unexpected key.*blocks.0.attn.temperature'):
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*blocks.0.attn.temperature'):
         swin(out_indices=(3,)).load_state_dict(extra)
     assert 'without a place here: 1 (layers.0.blocks.0.attn.temperature)' in messages[0]
 
@@ -205,7 +203,7 @@ def test_our_own_bias_tables_are_interpolated_too(messages):
 
 
 def test_other_widths_are_refused_and_reported(released, messages):
-    with pytest.raises(RuntimeError, match='size mismatch for patch_embed.projection.weight'):
+    with pytest.raises(RuntimeError, match=r'size mismatch for patch_embed.projection.weight'):
         swin(embed_dims=12, out_indices=(3,)).load_state_dict(released, strict=False)
     assert re.search(r'of another shape, not loaded: \d+ \(', messages[0])
 

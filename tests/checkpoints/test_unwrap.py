@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from acmix_mm.checkpoints import backbone_part, unwrap
+
+STATE = {'a.weight': torch.ones(1), 'b': torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    'checkpoint',
+    [
+        STATE,
+        {'state_dict': STATE, 'meta': {'epoch': 3}},
+        {'model': STATE, 'optimizer': {}, 'epoch': 300},
+        {'model': {'state_dict': STATE}},
+        {'model': {f'module.{k}': v for k, v in STATE.items()}},
+        {'state_dict': {f'module._orig_mod.{k}': v for k, v in STATE.items()}},
+    ],
+)
+def test_finds_the_state_dict(checkpoint):
+    assert unwrap(checkpoint) == STATE
+
+
+def test_a_layer_called_module_is_no_wrapper():
+    state_dict = {'module.a': torch.ones(1), 'b': torch.ones(1)}
+    assert unwrap(state_dict) == state_dict
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'says'),
+    [
+        ({}, 'it holds nothing'),
+        ([1], 'it holds a list'),
+        ({'epoch': 3, 'lr': 0.1}, "entry 'epoch' is a int, not a tensor; it holds 'epoch', 'lr'"),
+        ({'model': STATE | {'config': 'x'}}, "entry 'config' is a str, not a tensor"),
+        ({str(i): i for i in range(9)}, "it holds '0', '1', '2', '3', '4', ...$"),
+    ],
+)
+def test_refuses_what_holds_none(checkpoint, says):
+    with pytest.raises(ValueError, match=f'no state dict in this checkpoint: .*{says}'):
+        unwrap(checkpoint)
+
+
+def test_backbone_part():
+    assert backbone_part(STATE) == (STATE, [])
+    model = {f'backbone.{k}': v for k, v in STATE.items()} | {'head.w': torch.ones(1)}
+    assert backbone_part(model) == (STATE, ['head.w'])
