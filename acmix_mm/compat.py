@@ -51,7 +51,8 @@ def _with_safe_globals(loader: Any) -> Any:
 
 
 def _safe_globals() -> list[Any]:
-    reconstruct, scalar = np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    reconstruct: Any = np.zeros(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     # numpy 2 moved both; a checkpoint holds the names of the numpy that it was written with.
     functions = [
         (function, f'numpy.{core}.multiarray.{function.__name__}')

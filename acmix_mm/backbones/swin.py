@@ -240,7 +240,7 @@ class ACmixSwin(BaseModule):
             self.absolute_pos_embed = nn.Parameter(torch.empty(1, num_patches, embed_dims))
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         else:
-            self.absolute_pos_embed = None
+            self.register_parameter('absolute_pos_embed', None)
         self.drop_after_pos = nn.Dropout(drop_rate)
 
         rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').split(list(depths))

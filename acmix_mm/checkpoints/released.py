@@ -16,10 +16,13 @@ PATHS: LayerNames = {
     'rate2': ('mix.beta', lambda rate: rate.reshape(1)),
 }
 # ResNet's layer: conv1, conv2, conv3 project to q, k, v; conv_p is the position map.
-SLIDING_WINDOW: LayerNames = PATHS | {
-    f'{theirs}.{kind}': (f'{ours}.{kind}', None)
-    for theirs, ours in dict(conv1='qkv', conv2='qkv', conv3='qkv', conv_p='position').items()
-    for kind in ('weight', 'bias')
+SLIDING_WINDOW: LayerNames = {
+    **PATHS,
+    **{
+        f'{theirs}.{kind}': (f'{ours}.{kind}', None)
+        for theirs, ours in dict(conv1='qkv', conv2='qkv', conv3='qkv', conv_p='position').items()
+        for kind in ('weight', 'bias')
+    },
 }
 
 

@@ -83,8 +83,8 @@ def _fixed(weights: PathWeights) -> tuple[float, float]:
             "path_weights must be 'learned', 'complementary' or a pair of numbers that are not "
             f'both 0, got {weights!r}'
         )
-    alpha, beta = weights
-    return float(alpha), float(beta)
+    alpha, beta = map(float, weights)
+    return alpha, beta
 
 
 def _weigh(weight: Tensor | float, path: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ class ShiftConv(nn.Module):
         torch.Size([2, 64, 9, 5])
     """
 
+    fc_bias: nn.Parameter | None
+
     def __init__(
         self,
         num_maps: int,

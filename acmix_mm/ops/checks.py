@@ -94,7 +94,9 @@ def check_shift_conv(
             f'{op}: kernel must be (P, C, k*k, k, k) with C divisible by the {groups} channels of '
             f'a map, got {tuple(kernel.shape)}'
         )
-    expected = {'fc_weight': (fc_weight, (pairs, size**2, num_maps))}
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        'fc_weight': (fc_weight, (pairs, size**2, num_maps)),
+    }
     if fc_bias is not None:
         expected['fc_bias'] = (fc_bias, (pairs, size**2))
     for name, (tensor, shape) in expected.items():

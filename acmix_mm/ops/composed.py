@@ -19,14 +19,15 @@ def shift_conv(
 ) -> Tensor:
     """See :func:`acmix_mm.ops.shift_conv`."""
     groups, size = maps.shape[2], kernel.shape[-1]
-    geometry = dict(stride=stride, padding=dilation * (size // 2), dilation=dilation)
+    padding = dilation * (size // 2)
     # Contiguous, or torch 2.13 gets the weight's gradient wrong where oneDNN does not run (float64)
     # and a single image comes with its channels innermost.
     weight = torch.einsum('pcihw,pim->cmhw', kernel, fc_weight).contiguous()
-    out = F.conv2d(maps.transpose(1, 2).flatten(1, 2), weight, groups=groups, **geometry)
+    maps_of_groups = maps.transpose(1, 2).flatten(1, 2)
+    out = F.conv2d(maps_of_groups, weight, None, stride, padding, dilation, groups)
     if fc_bias is None:
         return out
-    # The bias is added before the zero padding: where the kernel hangs over the border it is absent.
+    # The bias is added before the zero padding: it is absent where the kernel hangs over the border.
     inside = maps.new_ones(1, 1, *maps.shape[-2:])
     bias = torch.einsum('pcihw,pi->chw', kernel, fc_bias).unsqueeze(1)
-    return out + F.conv2d(inside, bias.to(inside.dtype), **geometry)
+    return out + F.conv2d(inside, bias.to(inside.dtype), None, stride, padding, dilation)

@@ -44,18 +44,12 @@ def shift_conv(
 ) -> Tensor:
     """See :func:`acmix_mm.ops.shift_conv`."""
     groups, size = maps.shape[2], kernel.shape[-1]
-    out = 0
+    padding = dilation * (size // 2)
+    outs = []
     for pair in range(len(fc_weight)):
         mixed = torch.einsum('im,bmghw->bgihw', fc_weight[pair], maps)
         if fc_bias is not None:
             mixed = mixed + fc_bias[pair].view(1, 1, -1, 1, 1)
-        out = out + F.conv2d(
-            mixed.flatten(1, 2),
-            kernel[pair],
-            None,
-            stride,
-            dilation * (size // 2),
-            dilation,
-            groups,
-        )
-    return out
+        mixed = mixed.flatten(1, 2)
+        outs.append(F.conv2d(mixed, kernel[pair], None, stride, padding, dilation, groups))
+    return torch.stack(outs).sum(0)

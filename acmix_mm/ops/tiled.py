@@ -26,9 +26,10 @@ def neighborhood_attention(
         return _attend(q, k, v, kernel_size, stride, dilation, scale)
     # Pixels of different phase never meet: every phase is a map of its own, without dilation.
     height, width = q.shape[-2:]
-    phases = (_split_phases(x, dilation) for x in (q, k, v))
-    out = _attend(*phases, kernel_size, 1, 1, scale)
-    return _merge_phases(out, dilation, len(q))[..., :height, :width]
+    batch_size = len(q)
+    q, k, v = (_split_phases(x, dilation) for x in (q, k, v))
+    out = _attend(q, k, v, kernel_size, 1, 1, scale)
+    return _merge_phases(out, dilation, batch_size)[..., :height, :width]
 
 
 def _split_phases(x: Tensor, dilation: int) -> Tensor:
@@ -48,7 +49,7 @@ def _merge_phases(x: Tensor, dilation: int, batch_size: int) -> Tensor:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int, scale: float
 ) -> Tensor:
-    """q (B, N, D, Ho, Wo); k, v padded by the halo. Returns (B, N, D, Ho, Wo)."""
+    """Takes q (B, N, D, Ho, Wo), and k, v padded by the halo. Returns (B, N, D, Ho, Wo)."""
     batch_size, _, _, height, width = q.shape
     tile = min(TILE, max(height, width))
     rows, columns = -(-height // tile), -(-width // tile)
