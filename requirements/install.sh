@@ -107,7 +107,8 @@ venv_pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 # What an installation depends on; a change of any of it installs anew.
 digest() {
-    cat requirements/*.txt setup.py requirements/install.sh | cksum
+    find requirements setup.py acmix_mm -type f \
+        \( -path 'requirements/*' -o -name setup.py -o -path '*/csrc/*' \) -exec cksum {} + | sort
     echo "$PWD"
 }
 

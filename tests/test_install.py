@@ -43,6 +43,7 @@ class Checkout:
             source = ROOT / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, folder / name)
+        (folder / 'acmix_mm').mkdir()
         pins = (folder / 'requirements' / 'pins.txt').read_text()
         version = pins.partition('onedl-mmcv==')[2].split()[0]
         self.environment = {
@@ -103,7 +104,7 @@ def checkout(bare_checkout):
 def tools_without_python(folder: Path) -> str:
     """A folder for PATH with the commands that the script calls, but no Python."""
     folder.mkdir()
-    for name in ('dirname', 'grep', 'sed', 'cat', 'cksum', 'rm'):
+    for name in ('dirname', 'grep', 'sed', 'cat', 'cksum', 'find', 'rm', 'sort'):
         (folder / name).symlink_to(shutil.which(name))
     return str(folder)
 
