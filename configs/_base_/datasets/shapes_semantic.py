@@ -1,0 +1,52 @@
+# The shapes data set (tools/dataset/make_shapes.py) as semantic maps, at its own 128x128.
+dataset_type = 'BaseSegDataset'
+data_root = 'data/shapes/'
+data_source = 'python tools/dataset/make_shapes.py'  # what to do if it is missing
+metainfo = dict(
+    classes=('background', 'disc', 'square', 'triangle', 'star'),
+    palette=[[40, 40, 40], [220, 20, 60], [0, 130, 200], [245, 180, 40], [60, 180, 75]],
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        metainfo=metainfo,
+        img_suffix='.png',
+        data_prefix=dict(img_path='train', seg_map_path='semantic/train'),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        metainfo=metainfo,
+        img_suffix='.png',
+        data_prefix=dict(img_path='val', seg_map_path='semantic/val'),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator

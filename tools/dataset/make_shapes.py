@@ -1,0 +1,157 @@
+"""Make the shapes data set: a small COCO-format data set for demos and tests.
+
+    python tools/dataset/make_shapes.py [--out data/shapes]
+
+Every image shows textured discs, squares, triangles and stars which overlap on a textured ground.
+The same images come with instance annotations (COCO JSON) and with semantic maps::
+
+    data/shapes/annotations/instances_{train,val}.json    visible part of each shape, as RLE
+    data/shapes/{train,val}/000001.png ...                images
+    data/shapes/semantic/{train,val}/000001.png ...       0 = background, then category ids
+
+An image depends on nothing but the seed, its split and its number: the same call makes the same
+files, and a larger set begins with the images of a smaller one.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as mask_utils
+
+CLASSES = ('disc', 'square', 'triangle', 'star')
+SPLITS = ('train', 'val')
+MIN_VISIBLE = 0.5  # of a shape, once the shapes in front of it are drawn
+
+
+def outline(kind: str, centre: np.ndarray, radius: float, angle: float) -> np.ndarray:
+    """Polygon (N, 2), in pixels, of one shape in a circle; it stands upright at angle 0."""
+    corners = {'disc': 64, 'square': 4, 'triangle': 3, 'star': 10}[kind]
+    radii = np.full(corners, radius)
+    if kind == 'star':
+        radii[1::2] *= 0.45
+    steps = np.arange(corners) + (0.5 if kind == 'square' else 0)  # a square lies on its side
+    angles = angle - np.pi / 2 + steps * 2 * np.pi / corners
+    return centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: float) -> np.ndarray:
+    """One of four textures that vary around a colour, (size, size, 3) float32."""
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    angle = rng.uniform(0, np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    across = y * np.cos(angle) - x * np.sin(angle)
+    period = rng.uniform(5, 14)
+    pattern = rng.choice(['gradient', 'stripes', 'checks', 'clouds'])
+    if pattern == 'gradient':
+        wave = 2 * (along - along.min()) / np.ptp(along) - 1
+    elif pattern == 'stripes':
+        wave = np.sin(along * 2 * np.pi / period)
+    elif pattern == 'checks':
+        wave = 2 * ((np.floor(along / period) + np.floor(across / period)) % 2) - 1
+    else:
+        coarse = rng.uniform(-1, 1, (size // 16 + 2,) * 2).astype(np.float32)
+        wave = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    return (colour + wave[..., None] * rng.uniform(-contrast, contrast, 3)).astype(np.float32)
+
+
+def colour_unlike(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
+    """A colour that differs from another one clearly."""
+    while True:
+        colour = rng.uniform(30, 225, 3)
+        if np.linalg.norm(colour - other) > 100:
+            return colour
+
+
+def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Draw one image, from the hindmost shape to the foremost.
+
+    Returns:
+        The image (size, size, 3) uint8, the map of owners (size, size) with 0 for background and
+        ``i`` for the i-th shape, and the class index of every shape. A shape that would hide too
+        much of an earlier one, or lies too far outside the image, is left out: each shape that is
+        drawn is annotated, and each one that is annotated can be seen.
+    """
+    ground = rng.uniform(30, 225, 3)
+    image = texture(rng, size, ground, contrast=25)
+    owner = np.zeros((size, size), np.uint8)
+    labels: list[int] = []
+    full_areas: list[int] = []
+    for _ in range(rng.binomial(7, 0.5)):
+        label = int(rng.integers(len(CLASSES)))
+        radius = rng.uniform(0.1, 0.25) * size
+        centre, angle = rng.uniform(0, size, 2), rng.uniform(-0.4, 0.4)
+        corners = outline(CLASSES[label], centre, radius, angle)
+        mask = cv2.fillPoly(np.zeros_like(owner), [np.rint(corners).astype(np.int32)], 1) > 0
+        fill = texture(rng, size, colour_unlike(rng, ground), contrast=40)
+        # The outline's own area, by the shoelace formula: part of it may lie outside the image.
+        x, y = corners.T
+        full = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+        visible = np.bincount(owner[~mask], minlength=len(labels) + 1)[1:]
+        if mask.sum() < MIN_VISIBLE * full or np.any(visible < MIN_VISIBLE * np.array(full_areas)):
+            continue
+        labels.append(label)
+        full_areas.append(full)
+        owner[mask] = len(labels)
+        image[mask] = fill[mask]
+    image += rng.normal(0, 6, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8), owner, labels
+
+
+def annotate(owner: np.ndarray, labels: list[int], image_id: int, first_id: int) -> list[dict]:
+    """COCO annotations of one image: mask as RLE, area and box measured on the mask itself."""
+    annotations = []
+    for i, label in enumerate(labels):
+        rle = mask_utils.encode(np.asfortranarray(owner == i + 1))
+        annotations.append(
+            dict(
+                id=first_id + i,
+                image_id=image_id,
+                category_id=label + 1,
+                bbox=mask_utils.toBbox(rle).tolist(),
+                area=int(mask_utils.area(rle)),
+                iscrowd=0,
+                segmentation=dict(size=rle['size'], counts=rle['counts'].decode()),
+            )
+        )
+    return annotations
+
+
+def make_split(out: Path, split: str, count: int, size: int, seed: int) -> None:
+    """Write the images, the semantic maps and, last of all, the annotation file of one split."""
+    for folder in (out / split, out / 'semantic' / split, out / 'annotations'):
+        folder.mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for image_id in range(1, count + 1):
+        rng = np.random.default_rng([seed, SPLITS.index(split), image_id])
+        image, owner, labels = draw(rng, size)
+        name = f'{image_id:06d}.png'
+        semantic = np.array([0] + [label + 1 for label in labels], np.uint8)[owner]
+        cv2.imwrite(str(out / split / name), image)
+        cv2.imwrite(str(out / 'semantic' / split / name), semantic)
+        images.append(dict(id=image_id, file_name=name, height=size, width=size))
+        annotations += annotate(owner, labels, image_id, first_id=len(annotations) + 1)
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
+    (out / 'annotations' / f'instances_{split}.json').write_text(
+        json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make both splits."""
+    parser = argparse.ArgumentParser(description='Make the shapes data set.')
+    parser.add_argument('--out', type=Path, default=Path('data/shapes'), help='folder to write')
+    parser.add_argument('--train', type=int, default=400, help='number of training images')
+    parser.add_argument('--val', type=int, default=100, help='number of validation images')
+    parser.add_argument('--size', type=int, default=128, help='side of an image in pixels')
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args(argv)
+    for split in SPLITS:
+        make_split(args.out, split, getattr(args, split), args.size, args.seed)
+        print(f'{args.out / split}: {getattr(args, split)} images')
+
+
+if __name__ == '__main__':
+    main()

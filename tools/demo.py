@@ -1,0 +1,68 @@
+"""Train, evaluate and draw Mask R-CNN with an ACmix backbone on generated images.
+
+    python tools/demo.py
+
+It makes the data if they are not there, trains with tools/train.py, evaluates with tools/test.py,
+and prints the AP table and where the pictures are. Run again, it goes on where it was stopped.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
+
+from acmix_mm.datasets import missing_data
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = 'configs/demo/mask-rcnn_resnet26-acmix_fpn_shapes.py'
+WORK_DIR = 'work_dirs/demo'
+EXPECTED_AP50 = 0.80
+
+
+def run(*command: str) -> None:
+    """Print and run a Python command; if it fails, so does the demo."""
+    print(f'\n$ python {" ".join(command)}\n', flush=True)
+    code = subprocess.run([sys.executable, *command]).returncode
+    if code:
+        sys.exit(code)
+
+
+def ap_table(metrics: dict[str, float]) -> str:
+    """The metrics of CocoMetric as a table of boxes and masks."""
+    columns = dict(AP='mAP', AP50='mAP_50', AP75='mAP_75')
+    lines = ['       ' + ''.join(f'{name:>8}' for name in columns)]
+    for kind, key in (('boxes', 'bbox'), ('masks', 'segm')):
+        values = [metrics[f'coco/{key}_{column}'] for column in columns.values()]
+        lines.append(f'{kind:7}' + ''.join(f'{value:8.3f}' for value in values))
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    """Run the demo."""
+    os.chdir(ROOT)
+    if missing_data(Config.fromfile(CONFIG), 'train', 'val'):
+        run('tools/dataset/make_shapes.py')
+    start = time.monotonic()
+    run('tools/train.py', CONFIG, '--work-dir', WORK_DIR, '--resume')
+    minutes = (time.monotonic() - start) / 60
+    pictures = ROOT / WORK_DIR / 'pictures'
+    checkpoint = find_latest_checkpoint(WORK_DIR)
+    run('tools/test.py', CONFIG, checkpoint, '--work-dir', WORK_DIR, '--show-dir', str(pictures))
+
+    # mmengine writes the metrics of a test to <time>/<time>.json in the work dir.
+    metrics = json.loads(max(Path(WORK_DIR).glob('*/[0-9]*.json')).read_text())
+    print(f'\nHeld-out shapes, after {minutes:.1f} minutes of training in this run:\n')
+    print(ap_table(metrics))
+    print(f'\npictures (truth | prediction): {pictures}')
+    print(f'to train again from the beginning: rm -r {WORK_DIR}')
+    if metrics['coco/segm_mAP_50'] < EXPECTED_AP50:
+        sys.exit(f'AP50 of masks should have reached {EXPECTED_AP50:.2f}.')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,115 @@
+"""Evaluate a checkpoint of a detector or a segmentor.
+
+    python tools/test.py configs/mask_rcnn_acmix.py work_dirs/mask_rcnn_acmix/epoch_12.pth \
+        [--show-dir pictures] [--out predictions.pkl] [--tta]
+
+The config says which: its ``default_scope`` is mmdet or mmseg. Without a GPU it runs on the CPU.
+"""
+
+import sys
+from argparse import Namespace
+
+from mmengine.config import Config
+
+import acmix_mm  # noqa: F401  registers the backbones before the config is read
+from acmix_mm.datasets import leaf_datasets
+from acmix_mm.engine import argument_parser, build_runner, load_config, require_inputs
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """The common options and those of testing."""
+    parser = argument_parser('Evaluate a checkpoint of a detector or a segmentor.')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        '--out',
+        help='keep the predictions: a .pkl file in detection, a folder of PNGs in segmentation',
+    )
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds that --show stays on a picture'
+    )
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    return parser.parse_args(argv)
+
+
+def draw_predictions(cfg: Config, args: Namespace) -> None:
+    """Show predictions, or write pictures of them."""
+    if 'visualization' not in cfg.get('default_hooks', {}):
+        sys.exit(
+            '--show and --show-dir need a visualization hook in default_hooks, such as '
+            "visualization=dict(type='DetVisualizationHook')."
+        )
+    hook = cfg.default_hooks.visualization
+    hook.update(draw=True, show=args.show, wait_time=args.wait_time)
+    if args.show_dir and cfg.default_scope == 'mmdet':
+        hook.test_out_dir = args.show_dir
+    elif args.show_dir:
+        cfg.visualizer.save_dir = args.show_dir
+
+
+def evaluators_of(cfg: Config) -> list[dict]:
+    """The evaluators as a list, of which a config may have one or several."""
+    return cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+
+
+def keep_predictions(cfg: Config, out: str) -> None:
+    """Write the predictions to a file (detection) or a folder (segmentation)."""
+    evaluators = evaluators_of(cfg)
+    if cfg.default_scope == 'mmseg':
+        for evaluator in evaluators:
+            evaluator.update(output_dir=out, keep_results=True)
+    elif out.endswith(('.pkl', '.pickle')):
+        evaluators.append(dict(type='DumpDetResults', out_file_path=out))
+    else:
+        sys.exit(f'--out of a detector must end in .pkl or .pickle, got {out}.')
+    cfg.test_evaluator = evaluators
+
+
+def use_tta(cfg: Config) -> None:
+    """Merge predictions over views of each image: those of the config, or mirror images."""
+    if cfg.default_scope == 'mmdet':
+        if any('segm' in evaluator.get('metric', ()) for evaluator in evaluators_of(cfg)):
+            sys.exit('--tta: mmdet merges boxes only, and this config evaluates masks.')
+        nms = dict(type='nms', iou_threshold=0.5)
+        cfg.setdefault(
+            'tta_model', dict(type='DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
+        )
+        cfg.setdefault(
+            'tta_pipeline', flipped_too(next(leaf_datasets(cfg.test_dataloader.dataset)).pipeline)
+        )
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        sys.exit('--tta: the config has no tta_model and tta_pipeline.')
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
+    for dataset in leaf_datasets(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.tta_pipeline
+
+
+def flipped_too(pipeline: list[dict]) -> list[dict]:
+    """The views of each image: as a pipeline makes it, and its mirror image."""
+    *steps, pack = pipeline
+    meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
+                 'flip_direction')  # fmt: skip
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+    views = dict(type='TestTimeAug', transforms=[flips, [dict(pack, meta_keys=meta_keys)]])
+    return [*steps, views]
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Evaluate, and return the metrics."""
+    args = parse_args(argv)
+    cfg = load_config(args)
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args)
+    if args.out:
+        keep_predictions(cfg, args.out)
+    if args.tta:
+        use_tta(cfg)
+    require_inputs(cfg, ['test'], [args.checkpoint])
+    return build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    main()
