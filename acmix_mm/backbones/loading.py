@@ -15,10 +15,27 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ..checkpoints import FAMILIES, Conversion, Family, Format, backbone_part, identify, unwrap
+from ..checkpoints.files import read_checkpoint
 from ..layers import PathMix
+
+
+@CheckpointLoader.register_scheme(r'.*\.safetensors$', force=True)
+def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Let mmengine read a local safetensors file wherever it takes a checkpoint.
+
+    Args:
+        filename: Of the file.
+        map_location: A device.
+    """
+    checkpoint = read_checkpoint(filename)
+    if map_location is not None:
+        state_dict = checkpoint['state_dict']
+        checkpoint['state_dict'] = {k: v.to(map_location) for k, v in state_dict.items()}
+    return checkpoint
 
 
 def accept_checkpoints(backbone: nn.Module, family: str, warm_start: bool = True) -> None:

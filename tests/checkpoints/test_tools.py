@@ -1,0 +1,96 @@
+import hashlib
+
+import pytest
+import torch
+from golden import Golden
+
+from acmix_mm.backbones import ACmixSwin
+from acmix_mm.checkpoints.files import read_checkpoint
+
+
+@pytest.fixture(scope='module')
+def released() -> dict:
+    return Golden.load('swin_tiny_like').state_dict
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_convert(tool, tmp_path, capsys, released, suffix):
+    source, target = tmp_path / 'released.pth', tmp_path / f'ours{suffix}'
+    extra = {'layers.0.blocks.0.attn.temperature': torch.ones(1)}
+    torch.save({'model': released | extra, 'epoch': 300}, source)
+    tool('checkpoints/convert.py').main([str(source), str(target)])
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f'{source}: released Swin-ACmix classifier, for ACmixSwin'
+    mapped = '  layers.0.blocks.0.attn.rate1 -> stages.0.blocks.0.attn.mix.alpha'
+    assert mapped in printed
+    assert '  head.weight dropped: classifier head' in printed
+    assert '  layers.0.blocks.0.attn.temperature left out: unknown' in printed
+    assert printed[-1] == f'{target}: 159 entries from 159; 2 dropped, 1 unknown'
+    assert len(printed) == 2 + len(released | extra)
+
+    options = dict(embed_dims=24, depths=(2, 2, 2, 2), out_indices=(3,))
+    expected = ACmixSwin(**options)
+    expected.load_state_dict(released)
+    backbone = ACmixSwin(**options, init_cfg=dict(type='Pretrained', checkpoint=str(target)))
+    backbone.init_weights()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], tensor), name
+
+
+def test_convert_takes_the_backbone_of_a_detector(tool, tmp_path, capsys, released):
+    source, target = tmp_path / 'detector.pth', tmp_path / 'ours.pth'
+    detector = {f'backbone.{k}': v for k, v in released.items()} | {'neck.w': torch.ones(1)}
+    torch.save({'state_dict': detector}, source)
+    tool('checkpoints/convert.py').main([str(source), str(target)])
+    assert '  neck.w dropped: not of the backbone' in capsys.readouterr().out.splitlines()
+    checkpoint = read_checkpoint(target)
+    assert len(checkpoint['state_dict']) == 159
+    assert checkpoint['meta']['backbone'] == 'ACmixSwin'
+
+
+class RunsCode:
+    def __reduce__(self):
+        return eval, ('1',)
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'says'),
+    [
+        ({'model': {'transformer.wte': torch.ones(1)}}, r'is of no known format .*transformer.wte'),
+        ({'epoch': 3}, 'no state dict in this checkpoint'),
+        ({'model': {'a': RunsCode()}}, 'is refused: it holds eval'),
+        (None, 'no checkpoint .*in.pth'),
+    ],
+)
+@pytest.mark.parametrize('name', ['convert.py', 'publish.py'])
+def test_what_is_no_such_file_writes_nothing(tool, tmp_path, name, checkpoint, says):
+    if name == 'publish.py' and 'known format' in says:
+        return  # publishing takes weights of any kind
+    source, target = tmp_path / 'in.pth', tmp_path / 'out.pth'
+    if checkpoint is not None:
+        torch.save(checkpoint, source)
+    with pytest.raises(SystemExit, match=says) as exit_:
+        tool(f'checkpoints/{name}').main([str(source), str(target)])
+    assert isinstance(exit_.value.code, str), 'a message, which Python ends with status 1'
+    assert [path.name for path in tmp_path.iterdir()] == (['in.pth'] if checkpoint else [])
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_publish(tool, tmp_path, capsys, suffix):
+    weights = {'backbone.a': torch.randn(50, 50), 'head.b': torch.randn(3)}
+    optimizer = {'state': {i: {'exp_avg': torch.randn(50, 50)} for i in range(2)}}
+    meta = dict(epoch=12, seed=7, dataset_meta=dict(classes=('cat', 'dog')))
+    training = dict(state_dict=weights, optimizer=optimizer, message_hub={}, meta=meta)
+    torch.save(training, tmp_path / 'epoch_12.pth')
+    path = tool('checkpoints/publish.py').main(
+        [str(tmp_path / 'epoch_12.pth'), str(tmp_path / f'mine{suffix}')]
+    )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.name == f'mine-{digest[:8]}{suffix}'
+    published = read_checkpoint(path)
+    assert set(published) == {'state_dict', 'meta'}
+    assert set(published['meta']) == {'epoch', 'dataset_meta'}
+    assert all(torch.equal(published['state_dict'][name], weights[name]) for name in weights)
+    assert path.stat().st_size < (tmp_path / 'epoch_12.pth').stat().st_size / 2
+    assert str(path) in capsys.readouterr().out

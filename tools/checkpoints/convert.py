@@ -1,0 +1,55 @@
+"""Convert a checkpoint to the format of acmix-mm.
+
+    python tools/checkpoints/convert.py IN OUT
+
+IN may be a released ResNet- or Swin-ACmix classifier, or a plain ResNet, Swin, PVT or SAN. Nothing
+in it is run. OUT is a .pth or a .safetensors file. What was renamed, dropped and left out is
+printed. A file that is none of these ends in exit status 1, and nothing is written.
+"""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+from acmix_mm.checkpoints import FAMILIES, backbone_part, identify, unwrap
+from acmix_mm.checkpoints.files import read_checkpoint, write_checkpoint
+from acmix_mm.version import __version__
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Convert one file."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('source', metavar='IN')
+    parser.add_argument('target', metavar='OUT')
+    args = parser.parse_args(argv)
+    try:
+        state_dict, outside = backbone_part(unwrap(read_checkpoint(args.source)))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    found = identify(state_dict)
+    if found is None:
+        known = '\n'.join(f'  {fmt.name}' for family in FAMILIES.values() for fmt in family.formats)
+        sys.exit(
+            f'{args.source} is of no known format ({len(state_dict)} entries, such as '
+            f'{next(iter(state_dict))!r}); nothing is written. Known are:\n{known}'
+        )
+    family, fmt = found
+    conversion = fmt.convert(state_dict)
+    print(f'{args.source}: {fmt.name}, for {family.name}')
+    for theirs, ours in conversion.renamed.items():
+        print(f'  {theirs} -> {ours}')
+    for theirs, reason in conversion.dropped.items():
+        print(f'  {theirs} dropped: {reason}')
+    for theirs in outside:
+        print(f'  {theirs} dropped: not of the backbone')
+    for theirs in conversion.unknown:
+        print(f'  {theirs} left out: unknown')
+    meta = dict(acmix_mm_version=__version__, backbone=family.name, converted_from=fmt.name)
+    target = write_checkpoint(args.target, conversion.state_dict, meta)
+    print(
+        f'{target}: {len(conversion.state_dict)} entries from {len(conversion.renamed)}; '
+        f'{len(conversion.dropped) + len(outside)} dropped, {len(conversion.unknown)} unknown'
+    )
+
+
+if __name__ == '__main__':
+    main()

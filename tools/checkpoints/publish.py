@@ -1,0 +1,36 @@
+"""Publish a checkpoint: the weights alone, with a hash in the file's name.
+
+    python tools/checkpoints/publish.py IN OUT
+
+IN is a checkpoint of a training run, of which nothing is run. States of optimizer, schedulers and
+logs are left out. OUT, a .pth or a .safetensors file, gets the first 8 hex digits of its SHA-256
+in its name: swin.pth becomes swin-1a2b3c4d.pth.
+"""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from acmix_mm.checkpoints import unwrap
+from acmix_mm.checkpoints.files import published_meta, read_checkpoint, write_checkpoint
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Publish one file, and return the new one."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('source', metavar='IN')
+    parser.add_argument('target', metavar='OUT')
+    args = parser.parse_args(argv)
+    try:
+        checkpoint = read_checkpoint(args.source)
+        state_dict = unwrap(checkpoint)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    target = write_checkpoint(args.target, state_dict, published_meta(checkpoint), hashed=True)
+    before, after = (Path(file).stat().st_size / 2**20 for file in (args.source, target))
+    print(f'{target}: {len(state_dict)} entries, {after:.1f} MiB ({args.source}: {before:.1f} MiB)')
+    return target
+
+
+if __name__ == '__main__':
+    main()
