@@ -8,7 +8,6 @@ hook runs in ``load_state_dict``, so it serves ``init_cfg=dict(type='Pretrained'
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from ..checkpoints import FAMILIES, Conversion, Family, Format, backbone_part, identify, unwrap
+from ..checkpoints import FAMILIES, Family, Format, backbone_part, identify, unwrap
 from ..checkpoints.files import read_checkpoint
 from ..layers import PathMix
 
@@ -36,6 +35,10 @@ def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, 
         state_dict = checkpoint['state_dict']
         checkpoint['state_dict'] = {k: v.to(map_location) for k, v in state_dict.items()}
     return checkpoint
+
+
+_WARM = 'ACmix layers started at alpha = 1, beta = 0, to compute what the plain ones did'
+_OTHER_SHAPE = 'of another shape, not loaded'
 
 
 def accept_checkpoints(backbone: nn.Module, family: str, warm_start: bool = True) -> None:
@@ -79,7 +82,7 @@ def _accept(
         return
     entries = {name.removeprefix(prefix): state_dict[name] for name in given}
     outside: list[str] = []
-    if not prefix:  # a file's content, as it is
+    if not prefix:  # what a file holds, as it is
         entries, outside = backbone_part(unwrap(entries))
     # BatchNorm itself fills in the counts of old files, which had none.
     expected = {
@@ -89,17 +92,27 @@ def _accept(
     }
     fmt = _identify(FAMILIES[family], entries, expected)
     conversion = fmt.convert(entries)
-    loaded = conversion.state_dict
-    resized = _resize(FAMILIES[family], loaded, expected)
-    warm = _warm_start(backbone, loaded, expected) if warm_start else []
-    # Unknown entries stay, so that strict loading complains about them.
-    loaded.update({name: entries[name] for name in conversion.unknown})
+    # Unknown entries go on, so that strict loading complains about them.
+    loaded = conversion.state_dict | {name: entries[name] for name in conversion.unknown}
+    changes = {
+        **_by_reason(conversion.dropped),
+        'dropped, not of the backbone': outside,
+        'interpolated': _resize(FAMILIES[family], loaded, expected),
+    }
+    misfits = _misfits(loaded, expected)
+    fitting = len(expected.keys() & loaded.keys()) - len(misfits[_OTHER_SHAPE])
+    if warm_start:
+        changes[_WARM] = _warm_start(backbone, loaded, expected)
 
     for name in given:
         del state_dict[name]
     state_dict.update({prefix + name: tensor for name, tensor in loaded.items()})
-    if fmt != FAMILIES[family].ours or outside or resized or warm:
-        _report(backbone, fmt, conversion, outside, resized, warm, loaded, expected)
+    if fmt != FAMILIES[family].ours or any(changes.values()):
+        title = (
+            f'{type(backbone).__name__}: loaded {fitting} of {len(expected)} entries '
+            f'from a checkpoint of {fmt.name}'
+        )
+        _report(title, changes, _misfits(loaded, expected))
 
 
 def _identify(family: Family, entries: dict[str, Tensor], expected: dict[str, Tensor]) -> Format:
@@ -117,16 +130,14 @@ def _identify(family: Family, entries: dict[str, Tensor], expected: dict[str, Te
     )
 
 
-def _resize(
-    family: Family, loaded: dict[str, Tensor], expected: dict[str, Tensor]
-) -> dict[str, str]:
-    """Interpolate in place what depends on a size. Returns name -> old and new shape."""
-    resized = {}
+def _resize(family: Family, loaded: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Interpolate in place what depends on a size. Returns where, with old and new shape."""
+    resized = []
     for name, tensor in loaded.items():
         resize = next((f for end, f in family.resize.items() if name.endswith(end)), None)
         if resize and name in expected and tensor.shape != expected[name].shape:
             loaded[name] = resize(tensor, expected[name].shape)
-            resized[name] = f'{tuple(tensor.shape)} to {tuple(loaded[name].shape)}'
+            resized.append(f'{name} {tuple(tensor.shape)} to {tuple(loaded[name].shape)}')
     return resized
 
 
@@ -154,49 +165,35 @@ def _acmix_layers(backbone: nn.Module) -> Iterator[tuple[str, PathMix]]:
             yield name.removesuffix('mix'), module
 
 
-def _report(
-    backbone: nn.Module,
-    fmt: Format,
-    conversion: Conversion,
-    outside: list[str],
-    resized: dict[str, str],
-    warm: list[str],
-    loaded: dict[str, Tensor],
-    expected: dict[str, Tensor],
-) -> None:
-    """Log, in one message, what was and what was not loaded."""
-    from_file = set(conversion.renamed.values()) | set(conversion.unknown)
-    fits = {n for n in from_file & expected.keys() if loaded[n].shape == expected[n].shape}
-    dropped: dict[str, list[str]] = {}
-    for name, reason in conversion.dropped.items():
-        dropped.setdefault(reason, []).append(name)
-    problems = {
+def _by_reason(dropped: dict[str, str]) -> dict[str, list[str]]:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        by_reason.setdefault(f'dropped, {reason}', []).append(name)
+    return by_reason
+
+
+def _misfits(loaded: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, list[str]]:
+    return {
         'not in the checkpoint, kept as they were': [n for n in expected if n not in loaded],
         'in the checkpoint, but without a place here': [
             n for n in loaded if n not in expected and not n.endswith('num_batches_tracked')
         ],
-        'of another shape, not loaded': [
-            f'{n} {tuple(loaded[n].shape)}, here {tuple(expected[n].shape)}'
-            for n in sorted(from_file & expected.keys() - fits)
+        _OTHER_SHAPE: [
+            f'{name} {tuple(loaded[name].shape)}, here {tuple(tensor.shape)}'
+            for name, tensor in expected.items()
+            if name in loaded and loaded[name].shape != tensor.shape
         ],
     }
-    lines = {
-        **{f'dropped, {reason}': names for reason, names in dropped.items()},
-        'dropped, not of the backbone': outside,
-        'interpolated': [f'{name} {shapes}' for name, shapes in resized.items()],
-        'ACmix layers started at alpha = 1, beta = 0, to compute what the plain ones did': warm,
-        **problems,
-    }
-    text = [
-        f'{type(backbone).__name__}: loaded {len(fits)} of {len(expected)} entries '
-        f'from a checkpoint of {fmt.name}',
-        *(f'  {what}: {_names(names)}' for what, names in lines.items() if names),
-    ]
-    level = logging.WARNING if any(problems.values()) else logging.INFO
-    print_log('\n'.join(text), logger='current', level=level)
+
+
+def _report(title: str, changes: dict[str, list[str]], misfits: dict[str, list[str]]) -> None:
+    """Log, in one message, what was and what was not loaded."""
+    lines = [f'  {what}: {_names(names)}' for what, names in (changes | misfits).items() if names]
+    level = logging.WARNING if any(misfits.values()) else logging.INFO
+    print_log('\n'.join([title, *lines]), logger='current', level=level)
 
 
 def _names(names: list[str]) -> str:
     """How many, and which: alike names of different layers as one, ``stages.*.norm.weight``."""
-    alike = Counter(re.sub(r'(?<=\.)\d+(?=\.)|(?<=^layer)\d+', '*', name) for name in names)
+    alike = dict.fromkeys(re.sub(r'(?<=\.)\d+(?=\.)|(?<=^layer)\d+', '*', name) for name in names)
     return f'{len(names)} ({", ".join(alike if len(names) > 4 else names)})'

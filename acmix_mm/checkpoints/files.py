@@ -150,7 +150,8 @@ def _to_safetensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> b
     _safetensors()
     from safetensors.torch import save
 
-    return save(tensors, dict(format='pt', meta=json.dumps(meta)))
+    # One key alone: safetensors writes several in random order, and the hash should not change.
+    return save(tensors, dict(meta=json.dumps(meta)))
 
 
 def _safetensors() -> Any:

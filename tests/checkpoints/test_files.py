@@ -77,7 +77,7 @@ def test_reads_training_states(tmp_path, monkeypatch):
     assert not isinstance(checkpoint['message_hub']['loss'], HistoryBuffer)
 
 
-@pytest.mark.parametrize('content', [b'', b'# Read me', pickle.dumps([1, 2]), b'\x80\x02}.'])
+@pytest.mark.parametrize('content', [b'', b'# Read me', pickle.dumps([1, 2], 2), b'\x80\x02}.'])
 def test_other_files_are_refused(tmp_path, content):
     for name in ('a.pth', 'a.safetensors'):
         (tmp_path / name).write_bytes(content)
