@@ -162,7 +162,10 @@ def test_missing_data_is_one_message_and_no_traceback(tmp_path):
 
 
 def test_missing_checkpoints(train, test, small, tmp_path):
-    begin = 'model.backbone.init_cfg={type:Pretrained,checkpoint:http://127.0.0.1:9/r26.pth}'
+    init_cfg = [
+        'model.backbone.init_cfg.type=Pretrained',
+        'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/closed.pth',
+    ]
     to = ['--work-dir', str(tmp_path / 'run')]
     with pytest.raises(SystemExit, match=r'missing\.pth'):
         test([DETECTOR, 'missing.pth', *to, *small])
@@ -170,6 +173,8 @@ def test_missing_checkpoints(train, test, small, tmp_path):
         train([DETECTOR, '--resume', 'missing.pth', *to, *small])
     with pytest.raises(SystemExit, match=r'missing\.pth'):
         train([DETECTOR, *to, *small, 'load_from=missing.pth'])
+    with pytest.raises(SystemExit, match=r'closed\.pth.*refused'):
+        train([DETECTOR, *to, *small, *init_cfg])
     assert not (tmp_path / 'run').exists()
 
 

@@ -4,57 +4,19 @@
 # or, step by step:
 #   python tools/dataset/make_shapes.py
 #   python tools/train.py configs/demo/mask-rcnn_resnet26-acmix_fpn_shapes.py
-#
-# It starts from nothing and takes 1000 steps, so everything is small, and every part of the heads
-# that is not the last has a norm: without, it learns half as fast.
 _base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/models/mask-rcnn_resnet26-acmix_narrow.py',
     '../_base_/datasets/shapes_instance.py',
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',
     '../_base_/acmix.py',
 ]
 
-channels = 32
-num_classes = 4
-norm_cfg = dict(type='BN', requires_grad=True)
+# Shapes are about as wide as high, and none is large.
 model = dict(
-    backbone=dict(_delete_=True, type='ACmixResNet', depth=26, base_channels=16, norm_eval=False),
-    neck=dict(
-        in_channels=[64, 128, 256, 512], out_channels=channels, num_outs=4, norm_cfg=norm_cfg
-    ),
-    rpn_head=dict(
-        in_channels=channels,
-        feat_channels=channels,
-        anchor_generator=dict(scales=[6], ratios=[1.0], strides=[4, 8, 16, 32]),
-    ),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=channels),
-        bbox_head=dict(
-            type='ConvFCBBoxHead',
-            num_shared_convs=1,
-            num_shared_fcs=1,
-            in_channels=channels,
-            conv_out_channels=channels,
-            fc_out_channels=256,
-            num_classes=num_classes,
-            norm_cfg=norm_cfg,
-        ),
-        mask_roi_extractor=dict(out_channels=channels),
-        mask_head=dict(
-            num_convs=2,
-            in_channels=channels,
-            conv_out_channels=channels,
-            num_classes=num_classes,
-            norm_cfg=norm_cfg,
-        ),
-    ),
-    train_cfg=dict(
-        rpn=dict(sampler=dict(num=64)),
-        rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=48)),
-    ),
-    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=20)),
+    neck=dict(num_outs=4),
+    rpn_head=dict(anchor_generator=dict(scales=[6], ratios=[1.0], strides=[4, 8, 16, 32])),
+    roi_head=dict(bbox_head=dict(num_classes=4), mask_head=dict(num_classes=4)),
 )
 
 max_epochs = 20
