@@ -50,8 +50,13 @@ def test_checkpointing_changes_nothing():
     for with_cp in (False, True):
         backbone = randomized(with_cp=with_cp, drop_path_rate=0.5, drop_rate=0.1)
         torch.manual_seed(1)
+        calls = []
+        backbone.stages[1].blocks[0].attn.register_forward_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
         outs = backbone(x)
         sum(out.square().mean() for out in outs).backward()
+        assert len(calls) == 1 + with_cp
         results.append([*outs, *(p.grad for p in backbone.parameters())])
     for plain, checkpointed in zip(*results, strict=True):
         torch.testing.assert_close(checkpointed, plain)

@@ -49,8 +49,13 @@ def test_checkpointing_changes_nothing():
     results = []
     for with_cp in (False, True):
         backbone = randomized(with_cp=with_cp)
+        calls = []
+        backbone.stages[1].blocks[0].attn.register_forward_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
         outs = backbone(x)
         sum(out.square().mean() for out in outs).backward()
+        assert len(calls) == 1 + with_cp
         results.append([*outs, *(p.grad for p in backbone.parameters()), *backbone.buffers()])
     for plain, checkpointed in zip(*results, strict=True):
         torch.testing.assert_close(checkpointed, plain)
