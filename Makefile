@@ -25,4 +25,4 @@ lint: install ## check style, format and types
 	@$(PYTHON_BIN) -m mypy
 
 clean: ## remove .venv and the caches; the compiled mmcv stays in the user's cache
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info acmix_mm/.mim
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info acmix_mm/.mim acmix_mm/ops/*.so

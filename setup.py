@@ -2,12 +2,19 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
+try:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError:  # pip's isolated build
+    BuildExtension = None
+
 ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / 'acmix_mm' / 'ops' / 'csrc'
 
 
 def read_version() -> str:
@@ -44,7 +51,56 @@ class BuildWithConfigs(build_py):
                 shutil.copy(ROOT / name, mim / name)
 
 
+def build_kernels() -> dict:
+    """The C++ kernels as arguments of `setup`; none where they cannot be built.
+
+    The package works without them, only slower: `acmix_mm.ops.available_backends` tells.
+    """
+    if BuildExtension is None:
+        return skip_kernels('torch is not in sight; pip needs --no-build-isolation to see it')
+    if sys.platform not in ('linux', 'darwin'):
+        return skip_kernels(f'they use extensions of g++ and clang++, not built on {sys.platform}')
+
+    class BuildOrSkip(BuildExtension):
+        """Builds the kernels if there is a compiler that can."""
+
+        def run(self) -> None:
+            """Reports what failed, and goes on."""
+            try:
+                super().run()
+            except Exception as error:
+                skip_kernels(f'{type(error).__name__}: {error}')
+
+        def get_outputs(self) -> list[str]:
+            """Leaves out what could not be built."""
+            return [path for path in super().get_outputs() if Path(path).exists()]
+
+        def copy_extensions_to_source(self) -> None:
+            """Copies what could be built, for an editable install."""
+            if all(Path(path).exists() for path in super().get_outputs()):
+                super().copy_extensions_to_source()
+
+    # Compiled for OpenMP but not linked to it: torch brings its own, and there must be only one.
+    openmp = ['-fopenmp'] if sys.platform == 'linux' else []
+    sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.glob('*.cpp'))
+    kernels = CppExtension(
+        'acmix_mm.ops._C',
+        sources,
+        depends=sorted(str(path.relative_to(ROOT)) for path in CSRC.glob('*.h')),
+        # -Wno-psabi: vectors are passed to inlined functions only, whatever the processor.
+        extra_compile_args=['-O3', '-g0', '-Wno-psabi', *openmp],
+    )
+    return dict(ext_modules=[kernels], cmdclass={'build_ext': BuildOrSkip})
+
+
+def skip_kernels(reason: str) -> dict:
+    """Says why the kernels are not built."""
+    print(f'acmix-mm: building without its C++ kernels: {reason}', file=sys.stderr)
+    return {}
+
+
 extras = {name: read_requirements(name) for name in ('det', 'seg', 'test', 'dev')}
+kernels = build_kernels()
 
 setup(
     name='acmix-mm',
@@ -72,6 +128,7 @@ setup(
     python_requires='>=3.10',
     install_requires=read_requirements('runtime'),
     extras_require=extras,
-    cmdclass={'build_py': BuildWithConfigs},
+    ext_modules=kernels.get('ext_modules', []),
+    cmdclass={'build_py': BuildWithConfigs, **kernels.get('cmdclass', {})},
     zip_safe=False,
 )

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from . import cpu
+
 
 def check_odd(name: str, value: int) -> None:
     """Raise unless ``value`` is a positive odd integer."""
@@ -120,3 +122,13 @@ def can_run_tiled(*tensors: Tensor, raise_error: bool = False) -> bool:
 def can_run_composed(*tensors: Tensor, raise_error: bool = False) -> bool:
     """A grouped convolution runs wherever torch does."""
     return True
+
+
+def can_run_cpu(*tensors: Tensor, raise_error: bool = False) -> bool:
+    """The compiled kernels run where they were built, on CPU tensors."""
+    reason = cpu.MISSING
+    if reason is None and any(tensor.device.type != 'cpu' for tensor in tensors):
+        reason = f'the tensors must be on the CPU, got {tensors[0].device}'
+    if reason is not None and raise_error:
+        raise RuntimeError(f"backend 'cpu' cannot run: {reason}")
+    return reason is None

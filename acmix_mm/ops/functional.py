@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
-from . import checks, composed, reference, tiled
+from . import checks, composed, cpu, reference, tiled
 from .overrides import overridable
 
 logger = logging.getLogger(__name__)
@@ -20,14 +22,17 @@ class Backend:
         run: The implementation.
         can_run: Tells from the tensors whether ``run`` can take them; with ``raise_error=True`` it
             raises, saying why not.
+        installed: Whether it is there at all.
     """
 
     run: Callable[..., Tensor]
     can_run: Callable[..., bool]
+    installed: bool = True
 
 
 # Best first: automatic choice takes the first backend that can run.
 _NEIGHBORHOOD_ATTENTION = {
+    'cpu': Backend(cpu.neighborhood_attention, checks.can_run_cpu, cpu.MISSING is None),
     'tiled': Backend(tiled.neighborhood_attention, checks.can_run_tiled),
     'reference': Backend(reference.neighborhood_attention, checks.can_run_reference),
 }
@@ -49,9 +54,9 @@ def available_backends(operator: str) -> tuple[str, ...]:
 
     Examples:
         >>> available_backends('neighborhood_attention')
-        ('tiled', 'reference')
+        (...'tiled', 'reference')
     """
-    return tuple(_OPERATORS[operator])
+    return tuple(name for name, backend in _OPERATORS[operator].items() if backend.installed)
 
 
 def _choose(operator: str, backend: str | None, *tensors: Tensor) -> Callable[..., Tensor]:
@@ -67,8 +72,15 @@ def _choose(operator: str, backend: str | None, *tensors: Tensor) -> Callable[..
     for name, candidate in backends.items():
         if candidate.can_run(*tensors):
             return candidate.run
-        logger.info('%s: backend %r cannot take these tensors, trying the next', operator, name)
+        if not torch.compiler.is_compiling():
+            _log_skip(operator, name, tensors[0].device.type)
     raise RuntimeError(f'{operator}: none of {list(backends)} can take these tensors')
+
+
+@lru_cache
+def _log_skip(operator: str, name: str, device: str) -> None:
+    """Once for each, not for each call."""
+    logger.info('%s: backend %r cannot run on %s tensors here', operator, name, device)
 
 
 @overridable
@@ -107,6 +119,7 @@ def neighborhood_attention(
         ValueError: Shapes, ``kernel_size``, ``stride`` or ``dilation`` do not fit, or there is no
             such backend.
         TypeError: Not floating point, or dtypes or devices differ.
+        RuntimeError: The backend asked for cannot run on this device or was not built.
 
     Examples:
         >>> import torch

@@ -1,0 +1,35 @@
+// Compiles all kernels for the instruction set that the including file names.
+
+// Before the instruction set is switched on: inline functions of the system stay common code.
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(TARGET)
+#define STRINGIFY(x) #x
+#define PRAGMA(x) _Pragma(STRINGIFY(x))
+#if defined(__clang__)
+PRAGMA(clang attribute push(__attribute__((target(TARGET))), apply_to = function))
+#else
+PRAGMA(GCC target(TARGET))
+#endif
+#endif
+
+#include "neighborhood_attention_kernels.h"
+
+namespace acmix::ISA {
+
+template <typename T>
+AttentionKernels<T> attention_kernels() {
+  return {attention_forward<T>, attention_backward<T>, attention_fold_halo<T>};
+}
+
+template AttentionKernels<float> attention_kernels<float>();
+template AttentionKernels<double> attention_kernels<double>();
+
+}  // namespace acmix::ISA
+
+#if defined(TARGET) && defined(__clang__)
+PRAGMA(clang attribute pop)
+#endif

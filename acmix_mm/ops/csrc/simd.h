@@ -1,0 +1,131 @@
+// Vectors of the instruction set that the including file is compiled for.
+//
+// Every kernels_<isa>.cpp defines ISA, VECTOR_BYTES and VECTOR_REGISTERS, switches its instruction
+// set on and includes the kernels, so that one binary serves every processor. The kernels use no
+// templates of the standard library: the linker might keep a copy that needs newer instructions.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "inline.h"
+
+namespace acmix::ISA {
+
+template <typename T>
+struct Simd {
+  static constexpr int64_t lanes = VECTOR_BYTES / sizeof(T);
+  typedef T Vec __attribute__((vector_size(VECTOR_BYTES)));
+  // The same without a demand on its address.
+  typedef T Unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+};
+
+template <typename T>
+using Vec = typename Simd<T>::Vec;
+
+template <typename T>
+INLINE Vec<T> load(const T* from) {
+  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(from);
+}
+
+template <typename T>
+INLINE void store(T* to, Vec<T> value) {
+  *reinterpret_cast<typename Simd<T>::Unaligned*>(to) = value;
+}
+
+// Only the first `count` lanes.
+template <typename T>
+INLINE void store(T* to, Vec<T> value, int64_t count) {
+  if (count >= Simd<T>::lanes) {
+    store(to, value);
+  } else {
+    std::memcpy(to, &value, count * sizeof(T));
+  }
+}
+
+template <typename T>
+INLINE T sum(Vec<T> value) {
+  T total = 0;
+  for (int64_t lane = 0; lane < Simd<T>::lanes; ++lane) total += value[lane];
+  return total;
+}
+
+// 2^x for x <= 0 or barely above, results below 2^-126 rounded up to it.
+INLINE Vec<float> exp2(Vec<float> x) {
+  typedef int32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
+  const Vec<float> low = Vec<float>{} - 126.0f;
+  x = x < low ? low : x;
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the representation.
+  const Vec<float> shifted = x + 12582912.0f;
+  const Vec<float> f = x - (shifted - 12582912.0f);
+  // Minimax polynomial of degree 5 on [-1/2, 1/2], relative error 9e-8.
+  Vec<float> p = f * 0.001326472731307149f + 0.009671512991189957f;
+  p = p * f + 0.05550733581185341f;
+  p = p * f + 0.24022242426872253f;
+  p = p * f + 0.6931470036506653f;
+  p = p * f + 1.0f;
+  return (Vec<float>)((Bits)p + ((Bits)shifted << 23));
+}
+
+INLINE Vec<double> exp2(Vec<double> x) {
+  for (int64_t lane = 0; lane < Simd<double>::lanes; ++lane) x[lane] = std::exp2(x[lane]);
+  return x;
+}
+
+template <typename T>
+INLINE Vec<T> log2(Vec<T> x) {
+  for (int64_t lane = 0; lane < Simd<T>::lanes; ++lane) x[lane] = std::log2(x[lane]);
+  return x;
+}
+
+template <typename T>
+INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
+  return a < b ? b : a;
+}
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Distance of consecutive rows in scratch memory: an odd number of cache lines, so that a column
+// of rows does not compete for the same few places of the cache.
+template <typename T>
+constexpr int64_t row_distance(int64_t width) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return (round_up(width, line) / line | 1) * line;
+}
+
+// Memory of one thread in parts, each from the start of a cache line and filled with zeros.
+template <typename T>
+class Scratch {
+ public:
+  Scratch() = default;
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  // `allocate` will set *part to `size` elements.
+  void add(T** part, int64_t size) {
+    parts_[count_] = part;
+    begins_[count_++] = total_;
+    total_ += round_up(size, 64 / sizeof(T));
+  }
+
+  void allocate() {
+    data_ = static_cast<T*>(std::aligned_alloc(64, total_ * sizeof(T)));
+    if (data_ == nullptr) std::abort();
+    std::memset(data_, 0, total_ * sizeof(T));
+    for (int i = 0; i < count_; ++i) *parts_[i] = data_ + begins_[i];
+  }
+
+ private:
+  static constexpr int MOST = 16;
+  T* data_ = nullptr;
+  T** parts_[MOST];
+  int64_t begins_[MOST], total_ = 0;
+  int count_ = 0;
+};
+
+}  // namespace acmix::ISA

@@ -1,0 +1,152 @@
+"""The compiled kernels: gradients by hand, their registration in torch, and life without them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from acmix_mm.ops import available_backends, cpu, neighborhood_attention
+
+needs_kernels = pytest.mark.skipif(cpu.MISSING is not None, reason='built without the kernels')
+
+
+def inputs(*, size=(5, 6), stride=1, dtype=torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    queries = [-(-side // stride) for side in size]
+    shapes = [(1, 2, 2, *queries), (1, 2, 2, *size), (1, 2, 2, *size)]
+    return [
+        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in shapes
+    ]
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ('size', 'window'),
+    [
+        ((5, 4), (3, 1, 1)),
+        ((2, 1), (5, 1, 1)),
+        ((5, 4), (3, 2, 1)),
+        ((4, 5), (3, 1, 2)),
+        ((7, 2), (3, 3, 2)),
+    ],
+)
+def test_gradients_equal_differences(size, window):
+    tensors = inputs(size=size, stride=window[1])
+    assert torch.autograd.gradcheck(
+        lambda *t: neighborhood_attention(*t, *window, backend='cpu'), tensors
+    )
+
+
+@needs_kernels
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_registration(dtype):
+    tensors = inputs(dtype=dtype)
+    op = torch.ops.acmix_mm.neighborhood_attention_forward.default
+    # Tracing through autograd with 16 significant bits less only measures rounding.
+    tests = ['test_schema', 'test_autograd_registration', 'test_faketensor']
+    if dtype == torch.float64:
+        tests.append('test_aot_dispatch_dynamic')
+    torch.library.opcheck(op, (*tensors, 3, 1, 1, 0.5), test_utils=tests)
+    out, lse = op(*tensors, 3, 1, 1, 0.5)
+    backward = torch.ops.acmix_mm.neighborhood_attention_backward.default
+    arguments = [t.detach() for t in (torch.ones_like(out), *tensors, out, lse)]
+    torch.library.opcheck(
+        backward, (*arguments, 3, 1, 1, 0.5), test_utils=['test_schema', 'test_faketensor']
+    )
+
+
+@needs_kernels
+def test_result_does_not_depend_on_the_number_of_threads():
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            tensors = inputs(size=(70, 40), dtype=torch.float32)
+            out = neighborhood_attention(*tensors, 7, backend='cpu')
+            out.square().sum().backward()
+            results.append([out, *(t.grad for t in tensors)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@needs_kernels
+def test_cannot_be_differentiated_twice():
+    tensors = inputs()
+    out = neighborhood_attention(*tensors, 3, backend='cpu')
+    (grad,) = torch.autograd.grad(out.sum(), tensors[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match='second derivatives'):
+        grad.square().sum().backward()
+
+
+@needs_kernels
+def test_nan_stays_nan():
+    tensors = inputs(dtype=torch.float32)
+    with torch.no_grad():
+        tensors[1][0, 0, 0, 2, 2] = torch.nan
+    out = neighborhood_attention(*tensors, 3, backend='cpu')
+    expected = neighborhood_attention(*tensors, 3, backend='reference')
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert out.isnan().any()
+
+
+@needs_kernels
+@pytest.mark.parametrize('capability', ['default', 'avx2'])
+def test_other_instruction_sets(capability):
+    """The kernels for older processors, which torch chooses only once in a process."""
+    code = """
+import torch
+from acmix_mm.ops import neighborhood_attention
+tensors = [t.requires_grad_() for t in torch.randn(3, 1, 2, 9, 20, 21).unbind()]
+results = []
+for backend in ('cpu', 'reference'):
+    out = neighborhood_attention(*tensors, 7, dilation=2, backend=backend)
+    results.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+for ours, theirs in zip(*results):
+    torch.testing.assert_close(ours, theirs)
+"""
+    run_python(code, ATEN_CPU_CAPABILITY=capability)
+
+
+def test_package_works_without_the_kernels():
+    code = """
+import sys
+sys.modules['acmix_mm.ops._C'] = None
+import torch
+from acmix_mm.ops import available_backends, neighborhood_attention
+q, k, v = torch.randn(3, 1, 2, 4, 5, 6).unbind()
+assert 'cpu' not in available_backends('neighborhood_attention')
+assert neighborhood_attention(q, k, v, 3).shape == q.shape
+try:
+    neighborhood_attention(q, k, v, 3, backend='cpu')
+except RuntimeError as error:
+    assert '--no-build-isolation' in str(error), error
+else:
+    raise SystemExit('no error')
+"""
+    run_python(code)
+
+
+@needs_kernels
+def test_refuses_other_devices():
+    q, k, v = torch.empty(3, 1, 2, 4, 5, 6, device='meta').unbind()
+    with pytest.raises(RuntimeError, match='must be on the CPU, got meta'):
+        neighborhood_attention(q, k, v, 3, backend='cpu')
+    assert available_backends('neighborhood_attention')[0] == 'cpu'
+
+
+def run_python(code: str, **environment: str) -> None:
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
