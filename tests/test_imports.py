@@ -16,7 +16,7 @@ STANDARD_LIBRARY = set(sys.stdlib_module_names)
 # The arrows: which parts of acmix_mm, and which libraries, each part of the core may import.
 ARROWS = {
     'ops': ({'ops'}, {'torch', 'triton'}),
-    'checkpoints': ({'checkpoints'}, {'torch'}),
+    'checkpoints': ({'checkpoints'}, {'torch', 'safetensors'}),
     'layers': (
         {'layers', 'ops', 'checkpoints', 'registry'},
         {'torch', 'mmengine', 'mmcv'},

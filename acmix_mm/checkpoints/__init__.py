@@ -1,4 +1,4 @@
-"""Checkpoint formats: pure functions from state dict to state dict; needs torch and nothing else.
+"""Checkpoint formats: pure functions from state dict to state dict, and the files they lie in.
 
 Each family has a module with its ``FAMILY``: how our own format is recognised, and a table of rules
 for each foreign one. A backbone takes them all with one line at the end of its ``__init__``,

@@ -11,6 +11,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 # What of an mmengine checkpoint's `meta` is of use without the training: what DetInferencer and
@@ -137,28 +139,14 @@ def published_meta(checkpoint: Any) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    safetensors = _safetensors()
     try:
-        with safetensors.safe_open(path, framework='pt') as file:
+        with safe_open(path, framework='pt') as file:
             meta = json.loads((file.metadata() or {}).get('meta', '{}'))
             return dict(state_dict={name: file.get_tensor(name) for name in file.keys()}, meta=meta)  # noqa: SIM118
-    except safetensors.SafetensorError as error:
+    except SafetensorError as error:
         raise ValueError(f'{path} is no safetensors file: {error}') from None
 
 
-def _to_safetensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
-    _safetensors()
-    from safetensors.torch import save
-
+def _to_safetensors(tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> bytes:
     # One key alone: safetensors writes several in random order, and the hash should not change.
     return save(tensors, dict(meta=json.dumps(meta)))
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-    except ImportError:
-        raise ImportError(
-            'a .safetensors file needs safetensors, which is not installed: pip install safetensors'
-        ) from None
-    return safetensors
