@@ -27,7 +27,7 @@ def shift_conv(
     out = F.conv2d(maps_of_groups, weight, None, stride, padding, dilation, groups)
     if fc_bias is None:
         return out
-    # The bias is added before the zero padding: it is absent where the kernel hangs over the border.
+    # The bias is added before the zero padding: outside the map there is none.
     inside = maps.new_ones(1, 1, *maps.shape[-2:])
     bias = torch.einsum('pcihw,pi->chw', kernel, fc_bias).unsqueeze(1)
     return out + F.conv2d(inside, bias.to(inside.dtype), None, stride, padding, dilation)

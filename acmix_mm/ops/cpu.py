@@ -3,6 +3,7 @@
 The package works without them; :data:`MISSING` then says why they are not there.
 """
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,15 +11,12 @@ from torch import Tensor
 
 MISSING: str | None = None
 try:
-    from . import _C  # noqa: F401 (registers the operators)
+    import_module('._C', __package__)  # registers the operators
 except ImportError as error:
     MISSING = (
         f'the C++ kernels are not built, or not for this torch ({error}); '
         'install acmix-mm from source with `pip install --no-build-isolation .`'
     )
-
-# What a window looks like: kernel_size, stride, dilation, scale.
-Window = tuple[int, int, int, float]
 
 
 def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, *window: Any) -> Tensor:
@@ -55,7 +53,8 @@ def _attention_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | Non
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError(
-        "backend 'cpu' of neighborhood_attention has no second derivatives; backend='reference' does"
+        "backend 'cpu' of neighborhood_attention has no second derivatives, "
+        "backend='reference' has"
     )
 
 
