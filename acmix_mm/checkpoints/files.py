@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path) -> Any:
         raise FileNotFoundError(f'no checkpoint {path}')
     if path.suffix == '.safetensors':
         return _read_safetensors(path)
-    stand_ins = [
+    stand_ins: list[Any] = [
         type(name, (base,), dict(__module__=module, __qualname__=name))
         for (module, name), base in _STAND_INS.items()
     ]
