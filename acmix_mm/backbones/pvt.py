@@ -5,9 +5,7 @@ from math import prod
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
-from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
+from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.model import BaseModule, ModuleList
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
@@ -15,62 +13,9 @@ from torch import Tensor, nn
 from ..layers import SpatialReductionACmix
 from ..layers.path_mix import PathWeights
 from ..registry import MODELS
-from .common import check_stages, freeze, recompute
+from .common import check_stages, freeze
 from .loading import accept_checkpoints
-
-
-class ACmixPVTBlock(BaseModule):
-    """Norm and ACmix, norm and MLP, each with a shortcut.
-
-    Args:
-        embed_dims: C.
-        mlp_ratio: Hidden channels of the MLP, in units of C.
-        attn_cfg: Other arguments of :class:`acmix_mm.layers.SpatialReductionACmix`.
-        drop_rate: Dropout probability after projections.
-        drop_path_rate: Probability of dropping a residual branch of an image.
-        act_cfg: Of the MLP.
-        norm_cfg: Of the norms.
-        with_cp: Recompute the block in the backward pass instead of keeping its activations.
-        init_cfg: Of :class:`mmengine.model.BaseModule`.
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        mlp_ratio: int,
-        attn_cfg: dict,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        act_cfg: dict = dict(type='GELU'),
-        norm_cfg: dict = dict(type='LN'),
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
-    ) -> None:
-        super().__init__(init_cfg)
-        self.with_cp = with_cp
-        self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.attn = SpatialReductionACmix(
-            embed_dims, proj_drop_rate=drop_rate, norm_cfg=norm_cfg, **attn_cfg
-        )
-        self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.ffn = FFN(
-            embed_dims,
-            mlp_ratio * embed_dims,
-            act_cfg=act_cfg,
-            ffn_drop=drop_rate,
-            dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
-        )
-
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """(B, H * W, C) -> (B, H * W, C)."""
-        if self.with_cp and x.requires_grad:
-            return recompute(self, self._forward, x, hw_shape)
-        return self._forward(x, hw_shape)
-
-    def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), hw_shape))
-        return self.ffn(self.norm2(x), identity=x)
+from .transformer import TransformerBlock
 
 
 class ACmixPVTStage(BaseModule):
@@ -86,7 +31,8 @@ class ACmixPVTStage(BaseModule):
         drop_path_rates: One a block.
         drop_rate: Dropout probability after the position embedding and in the blocks.
         norm_cfg: Of the norms.
-        block_cfg: Other arguments of :class:`ACmixPVTBlock`.
+        attn_cfg: Other arguments of :class:`acmix_mm.layers.SpatialReductionACmix`.
+        block_cfg: Other arguments of :class:`TransformerBlock`.
         init_cfg: Of :class:`mmengine.model.BaseModule`.
     """
 
@@ -101,6 +47,7 @@ class ACmixPVTStage(BaseModule):
         drop_path_rates: Sequence[float],
         drop_rate: float,
         norm_cfg: dict,
+        attn_cfg: dict,
         block_cfg: dict,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -117,20 +64,27 @@ class ACmixPVTStage(BaseModule):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.pos_drop = nn.Dropout(drop_rate)
         self.blocks = ModuleList(
-            ACmixPVTBlock(
-                embed_dims, drop_rate=drop_rate, drop_path_rate=rate, norm_cfg=norm_cfg, **block_cfg
+            TransformerBlock(
+                SpatialReductionACmix(
+                    embed_dims, proj_drop_rate=drop_rate, norm_cfg=norm_cfg, **attn_cfg
+                ),
+                embed_dims,
+                drop_rate=drop_rate,
+                drop_path_rate=rate,
+                norm_cfg=norm_cfg,
+                **block_cfg,
             )
             for rate in drop_path_rates
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, H / stride, W / stride), rounded down."""
-        x, hw_shape = self.patch_embed(x)
-        position = F.interpolate(self.pos_embed, hw_shape, mode='bilinear', align_corners=False)
-        x = self.pos_drop(x + position.flatten(2).transpose(1, 2))
+        x, size = self.patch_embed(x)
+        position = F.interpolate(self.pos_embed, size, mode='bilinear', align_corners=False)
+        x = self.pos_drop(x.unflatten(1, size) + position.permute(0, 2, 3, 1))
         for block in self.blocks:
-            x = block(x, hw_shape)
-        return x.transpose(1, 2).unflatten(2, hw_shape)
+            x = block(x)
+        return x.permute(0, 3, 1, 2)
 
 
 @MODELS.register_module()
@@ -239,9 +193,8 @@ class ACmixPVT(BaseModule):
                 drop_path_rates=rates[i].tolist(),
                 drop_rate=drop_rate,
                 norm_cfg=norm_cfg,
-                block_cfg=dict(
-                    mlp_ratio=mlp_ratios[i], attn_cfg=attn_cfg, act_cfg=act_cfg, with_cp=with_cp
-                ),
+                attn_cfg=attn_cfg,
+                block_cfg=dict(mlp_ratio=mlp_ratios[i], act_cfg=act_cfg, with_cp=with_cp),
             )
             self.stages.append(stage)
             in_channels = embed_dims * num_heads[i]

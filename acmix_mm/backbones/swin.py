@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
-from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.transformer import FFN, PatchEmbed, PatchMerging
+from mmcv.cnn.bricks.transformer import PatchEmbed, PatchMerging
 from mmengine.model import BaseModule, ModuleList
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
@@ -14,60 +13,9 @@ from torch import Tensor, nn
 from ..layers import WindowACmix
 from ..layers.path_mix import PathWeights
 from ..registry import MODELS
-from .common import check_stages, freeze, recompute
+from .common import check_stages, freeze
 from .loading import accept_checkpoints
-
-
-class ACmixSwinBlock(BaseModule):
-    """Norm and ACmix, norm and MLP, each with a shortcut.
-
-    Args:
-        embed_dims: C.
-        mlp_ratio: Hidden channels of the MLP, in units of C.
-        attn_cfg: Other arguments of :class:`acmix_mm.layers.WindowACmix`.
-        drop_rate: Dropout probability after projections.
-        drop_path_rate: Probability of dropping a residual branch of an image.
-        act_cfg: Of the MLP.
-        norm_cfg: Of the norms.
-        with_cp: Recompute the block in the backward pass instead of keeping its activations.
-        init_cfg: Of :class:`mmengine.model.BaseModule`.
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        mlp_ratio: float,
-        attn_cfg: dict,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        act_cfg: dict = dict(type='GELU'),
-        norm_cfg: dict = dict(type='LN'),
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
-    ) -> None:
-        super().__init__(init_cfg)
-        self.with_cp = with_cp
-        self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.attn = WindowACmix(embed_dims, proj_drop_rate=drop_rate, **attn_cfg)
-        self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.ffn = FFN(
-            embed_dims,
-            int(mlp_ratio * embed_dims),
-            act_cfg=act_cfg,
-            ffn_drop=drop_rate,
-            dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        if self.with_cp and x.requires_grad:
-            return recompute(self, self._forward, x)
-        return self._forward(x)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return self.ffn(self.norm2(x), identity=x)
+from .transformer import TransformerBlock
 
 
 class ACmixSwinStage(BaseModule):
@@ -76,8 +24,9 @@ class ACmixSwinStage(BaseModule):
     Args:
         embed_dims: C.
         drop_path_rates: One a block.
+        drop_rate: Dropout probability after projections.
         attn_cfg: Other arguments of :class:`acmix_mm.layers.WindowACmix`.
-        block_cfg: Other arguments of :class:`ACmixSwinBlock`.
+        block_cfg: Other arguments of :class:`TransformerBlock`.
         downsample: Merges patches to 2 C channels; None in the last stage.
         init_cfg: Of :class:`mmengine.model.BaseModule`.
     """
@@ -86,6 +35,7 @@ class ACmixSwinStage(BaseModule):
         self,
         embed_dims: int,
         drop_path_rates: Sequence[float],
+        drop_rate: float,
         attn_cfg: dict,
         block_cfg: dict,
         downsample: PatchMerging | None = None,
@@ -94,9 +44,12 @@ class ACmixSwinStage(BaseModule):
         super().__init__(init_cfg)
         shift_sizes = (0, attn_cfg['window_size'] // 2)
         self.blocks = ModuleList(
-            ACmixSwinBlock(
+            TransformerBlock(
+                WindowACmix(
+                    embed_dims, shift_size=shift_sizes[i % 2], proj_drop_rate=drop_rate, **attn_cfg
+                ),
                 embed_dims,
-                attn_cfg=dict(shift_size=shift_sizes[i % 2], **attn_cfg),
+                drop_rate=drop_rate,
                 drop_path_rate=rate,
                 **block_cfg,
             )
@@ -260,7 +213,6 @@ class ACmixSwin(BaseModule):
             )
             block_cfg = dict(
                 mlp_ratio=mlp_ratio,
-                drop_rate=drop_rate,
                 act_cfg=act_cfg,
                 norm_cfg=norm_cfg,
                 with_cp=with_cp,
@@ -274,7 +226,9 @@ class ACmixSwin(BaseModule):
                     norm_cfg=norm_cfg if patch_norm else None,
                 )
             self.stages.append(
-                ACmixSwinStage(channels, rates[i].tolist(), attn_cfg, block_cfg, downsample)
+                ACmixSwinStage(
+                    channels, rates[i].tolist(), drop_rate, attn_cfg, block_cfg, downsample
+                )
             )
         for i in out_indices:
             self.add_module(f'norm{i}', build_norm_layer(norm_cfg, embed_dims * 2**i)[1])

@@ -43,8 +43,8 @@ class SpatialReductionACmix(BaseModule):
     Examples:
         >>> import torch
         >>> layer = SpatialReductionACmix(64, num_heads=2, sr_ratio=4)
-        >>> layer(torch.randn(2, 9 * 13, 64), (9, 13)).shape
-        torch.Size([2, 117, 64])
+        >>> layer(torch.randn(2, 9, 13, 64)).shape
+        torch.Size([2, 9, 13, 64])
     """
 
     def __init__(
@@ -91,16 +91,15 @@ class SpatialReductionACmix(BaseModule):
             )
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Mix both paths.
 
         Args:
-            x: ``(B, H * W, C)``, tokens in row-major order.
-            hw_shape: ``(H, W)``, each at least ``sr_ratio``; as in PVT, rows and columns beyond the
-                last multiple of ``sr_ratio`` enter no reduced key.
+            x: ``(B, H, W, C)``, H and W at least ``sr_ratio``; as in PVT, rows and columns beyond
+                the last multiple of ``sr_ratio`` enter no reduced key.
 
         Returns:
-            Tensor: ``(B, H * W, C)``.
+            Tensor: ``(B, H, W, C)``.
 
         Raises:
             ValueError: H or W is below ``sr_ratio``.
@@ -112,9 +111,9 @@ class SpatialReductionACmix(BaseModule):
         out = self.mix(
             lambda: self._attend(
                 qkv[..., :channels],
-                qkv[..., channels:] if self.sr_ratio == 1 else self._reduced_kv(x, hw_shape),
+                qkv[..., channels:] if self.sr_ratio == 1 else self._reduced_kv(x),
             ),
-            lambda: self._convolve(qkv, hw_shape),
+            lambda: self._convolve(qkv),
         )
         return self.proj_drop(out)
 
@@ -123,25 +122,26 @@ class SpatialReductionACmix(BaseModule):
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
         return F.linear(x, self.qkv.weight[rows], bias)
 
-    def _reduced_kv(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """(B, H * W, C) -> (B, H // R * W // R, 2 C)."""
-        if min(hw_shape) < self.sr_ratio:
+    def _reduced_kv(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H // R, W // R, 2 C)."""
+        height, width, channels = x.shape[1:]
+        if min(height, width) < self.sr_ratio:
             raise ValueError(
-                f'a map of {hw_shape[0]}x{hw_shape[1]} tokens is too small to be reduced by '
+                f'a map of {height}x{width} tokens is too small to be reduced by '
                 f'sr_ratio={self.sr_ratio}; give a larger image'
             )
-        reduced = self.sr(x.transpose(1, 2).unflatten(2, hw_shape))
-        reduced = self.norm(reduced.flatten(2).transpose(1, 2))
-        return self._project(reduced, slice(x.shape[-1], None))
+        reduced = self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self._project(self.norm(reduced), slice(channels, None))
 
     def _attend(self, q: Tensor, kv: Tensor) -> Tensor:
-        q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = kv.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        size = q.shape[1:3]
+        q = q.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        kv = kv.flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4)
         drop_rate = self.attn_drop_rate if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop_rate)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, size)
 
-    def _convolve(self, qkv: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        maps = qkv.transpose(1, 2).unflatten(2, hw_shape)
-        maps = maps.unflatten(1, (3 * self.num_heads, -1))  # q heads, k heads, v heads
-        return self.shift_conv(maps).flatten(2).transpose(1, 2)
+    def _convolve(self, qkv: Tensor) -> Tensor:
+        maps = qkv.unflatten(-1, (3 * self.num_heads, -1))  # q heads, k heads, v heads
+        return self.shift_conv(maps.permute(0, 3, 4, 1, 2)).permute(0, 2, 3, 1)

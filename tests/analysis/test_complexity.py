@@ -51,7 +51,7 @@ def test_conv_path(pairs, backend):
 def test_spatial_reduction_layer(device):
     with torch.device(device):
         layer = SpatialReductionACmix(16, num_heads=2, sr_ratio=4)
-        complexity = measure_complexity(layer, torch.empty(1, PIXELS, 16), (12, 20))
+        complexity = measure_complexity(layer, torch.empty(1, 12, 20, 16))
     few = PIXELS // 16
     projections = PIXELS * 16 * 48 + few * 16 * 32 + PIXELS * 16 * 16
     reduction = few * 16 * 16 * 16

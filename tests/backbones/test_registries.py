@@ -11,6 +11,7 @@ BACKBONES = {
     'ACmixResNet': dict(depth=26, base_channels=8),
     'ACmixPVT': dict(embed_dims=4, num_layers=(1, 1, 1, 1)),
     'ACmixSAN': dict(depth=10, base_channels=32),
+    'ACmixSwin': dict(embed_dims=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4)),
 }
 
 
