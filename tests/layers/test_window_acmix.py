@@ -228,6 +228,16 @@ def test_convolution_path_reads_the_projections_in_place():
     assert grouped.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize('shift_size', [0, 3])
+def test_attention_runs_fused(shift_size):
+    layer = randomized(32, 2, shift_size=shift_size)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        layer(torch.randn(2, 14, 21, 32))
+    names = {event.key for event in profile.key_averages()}
+    assert 'aten::_scaled_dot_product_flash_attention_for_cpu' in names
+    assert 'aten::_scaled_dot_product_attention_math' not in names
+
+
 @pytest.mark.parametrize(
     ('change', 'says'),
     [
