@@ -42,7 +42,8 @@ def build(base: str, backbone: dict, scope: str, **options):
 
 def test_detector(backbone):
     narrow = {'neck.out_channels': 16, 'bbox_head.in_channels': 16, 'bbox_head.feat_channels': 16}
-    model = build('retinanet_r50_fpn', backbone, 'mmdet', **narrow)
+    # All four levels go in, so that all of the backbone gets gradients.
+    model = build('retinanet_r50_fpn', backbone, 'mmdet', **narrow, **{'neck.start_level': 0})
     assert type(model.backbone).__name__ == backbone['type']
     scores, boxes = model(torch.rand(1, 3, 64, 96), mode='tensor')
     assert len(scores) == len(boxes) == 5
