@@ -19,8 +19,7 @@ def neighborhood_aggregation(weights: Tensor, v: Tensor, kernel_size: int) -> Te
     aggregation of patch-wise self-attention (Zhao et al., "Exploring Self-attention for Image
     Recognition", CVPR 2020, Sec. 3.2 and 4.1); every C / G channels share their weights.
 
-    Window positions are summed one by one, so that nothing larger than the weights is ever held:
-    against ``F.unfold`` and ``einsum`` a third of the time and of the memory on a CPU.
+    Window positions are summed one by one, so that nothing larger than the weights is ever held.
 
     Args:
         weights: ``(B, G, K * K, H, W)``.
