@@ -37,8 +37,11 @@ def test_equals_released_resnet():
 @pytest.mark.parametrize(
     ('depth', 'num_conv_groups', 'millions'),
     # Released code, and the published counts, both with the 1000-class head.
-    [(26, 1, 10.488), (38, 1, 14.411), (50, 1, 18.334), (26, 2, 10.64), (38, 2, 14.64), (50, 2, 18.64)],
-)  # fmt: skip
+    [
+        *[(26, 1, 10.488), (38, 1, 14.411), (50, 1, 18.334)],
+        *[(26, 2, 10.64), (38, 2, 14.64), (50, 2, 18.64)],
+    ],
+)
 def test_parameter_counts(depth, num_conv_groups, millions):
     backbone = ACmixResNet(depth, acmix_cfg=dict(num_conv_groups=num_conv_groups))
     head = nn.Linear(2048, 1000)
