@@ -91,7 +91,7 @@ class ACmixPVTStage(BaseModule):
 class ACmixPVT(BaseModule):
     """Pyramid vision transformer whose attention layers are ACmix layers.
 
-    PVT-Tiny and -Small with ACmix of Pan et al., CVPR 2022 (Table 3), with the argument names of
+    PVT-Tiny and -Small with ACmix of Pan et al., CVPR 2022, with the argument names of
     mmdet's ``PyramidVisionTransformer``. The sizes of PVT (Wang et al., ICCV 2021, Table 1) differ
     in ``num_layers`` alone: Tiny (2, 2, 2, 2), Small (3, 4, 6, 3), Medium (3, 4, 18, 3), Large
     (3, 8, 27, 3).

@@ -92,7 +92,7 @@ class ACmixSANStage(BaseModule):
 class ACmixSAN(BaseModule):
     """Self-attention network whose patch-wise attention layers are ACmix layers.
 
-    SAN-10/15/19 with ACmix of Pan et al., CVPR 2022 (Table 2); SAN is the patch-wise network of
+    SAN-10/15/19 with ACmix of Pan et al., CVPR 2022; SAN is the patch-wise network of
     Zhao et al., "Exploring Self-attention for Image Recognition", CVPR 2020 (Table 1). Its five
     stages have strides 2, 4, 8, 16 and 32; the last four, of 256 to 2048 channels with the default
     ``base_channels``, stand where those of a ResNet-50 do.

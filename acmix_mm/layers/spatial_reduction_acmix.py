@@ -21,7 +21,7 @@ class SpatialReductionACmix(BaseModule):
     No code of PVT-ACmix was released. Like the released layer of the other transformer,
     Swin-ACmix, this one gives the fully connected layer a bias and adds the convolution path after
     the output projection, which acts on the attention alone:
-    ``alpha * proj(attention) + beta * shift_conv``. A plain PVT's weights so keep their meaning.
+    ``alpha * proj(attention) + beta * shift_conv``. The weights of a plain PVT keep their meaning.
 
     Args:
         embed_dims: C, a multiple of ``num_heads``.
