@@ -53,8 +53,7 @@ def _attention_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | Non
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError(
-        "backend 'cpu' of neighborhood_attention has no second derivatives, "
-        "backend='reference' has"
+        "backend 'cpu' of neighborhood_attention has no second derivatives, backend='reference' has"
     )
 
 
