@@ -121,7 +121,9 @@ class ACmixSwin(BaseModule):
         path_weights: Likewise.
         roll_conv: Likewise.
         mask_padding: Likewise.
-        warm_start: Start at alpha = 1, beta = 0 where a plain Swin is loaded.
+        warm_start: Start at alpha = 1, beta = 0 where a plain Swin is loaded, to compute what it
+            did. (mmdet's and mmseg's Swin differ on maps that one window covers, see
+            :class:`acmix_mm.layers.WindowACmix`.)
         init_cfg: Of :class:`mmengine.model.BaseModule`. ``dict(type='Pretrained', ...)`` takes our
             checkpoints, released Swin-ACmix classifiers and plain Swins of Microsoft, mmdet, mmseg
             and mmpretrain.

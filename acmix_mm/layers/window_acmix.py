@@ -24,7 +24,8 @@ class WindowACmix(BaseModule):
     whose checkpoints it loads.
 
     Maps of any size are zero-padded, before the projection, to whole windows. Along an axis that
-    one window covers nothing is shifted, as in the released code.
+    one window covers nothing is shifted, as in the released and in Microsoft's code; mmdet and
+    mmseg shift there too.
 
     Args:
         embed_dims: C, a multiple of ``num_heads``. In the attention path channel c is of head
@@ -131,10 +132,10 @@ class WindowACmix(BaseModule):
             Tensor: ``(B, H, W, C)``.
         """
         height, width = size = x.shape[1:3]
-        bottom, right = (-side % self.window_size for side in size)
+        bottom, right = (-length % self.window_size for length in size)
         if bottom or right:
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        shifts = [self.shift_size if side > self.window_size else 0 for side in x.shape[1:3]]
+        shifts = [self.shift_size if length > self.window_size else 0 for length in x.shape[1:3]]
         if self.roll_conv:
             qkv = self._project(_roll(x, shifts))
             out = self.mix(
@@ -156,8 +157,8 @@ class WindowACmix(BaseModule):
         """Start as the released layer does, whatever a backbone's initialiser did before."""
         if not self.is_init:
             self._reset_attention_bias()
-            for module in (self.mix, getattr(self, 'shift_conv', None)):
-                if module is not None:
+            for module in self.children():
+                if isinstance(module, PathMix | ShiftConv):
                     module.reset_parameters()
         super().init_weights()
 
