@@ -270,44 +270,21 @@ def to_microsoft(state_dict: dict) -> dict:
     return renamed
 
 
-class TestInModels:
-    @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
-    def test_builds_from_the_registry_of(self, library):
-        models = pytest.importorskip(f'{library}.registry').MODELS
-        assert isinstance(models.build(dict(type='ACmixSwin', **NARROW)), ACmixSwin)
-
-    def test_detector_loads_a_plain_one(self):
-        models = pytest.importorskip('mmdet.registry').MODELS
-        pytest.importorskip('mmdet.models')
-        detector = dict(
-            type='RetinaNet',
-            neck=dict(type='FPN', in_channels=[12, 24, 48, 96], out_channels=8, num_outs=4),
-            bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=8, feat_channels=8),
-        )
-        with DefaultScope.overwrite_default_scope('mmdet'):
-            plain = models.build(detector | dict(backbone=dict(type='SwinTransformer', **NARROW)))
-            ours = models.build(detector | dict(backbone=dict(type='ACmixSwin', **NARROW)))
-        ours.load_state_dict(plain.state_dict())
-        plain.eval()
-        ours.eval()
-        x = torch.randn(1, 3, 237, 301)
-        with torch.no_grad():
-            for a, b in zip(ours.extract_feat(x), plain.extract_feat(x), strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-
-    def test_segmentor_trains(self):
-        models = pytest.importorskip('mmseg.registry').MODELS
-        pytest.importorskip('mmseg.models')
-        with DefaultScope.overwrite_default_scope('mmseg'):
-            segmentor = models.build(
-                dict(
-                    type='EncoderDecoder',
-                    backbone=dict(type='ACmixSwin', **NARROW),
-                    decode_head=dict(
-                        type='FCNHead', in_channels=96, in_index=3, channels=8, num_classes=3
-                    ),
-                )
-            )
-        feats = segmentor.extract_feat(torch.randn(2, 3, 64, 64))
-        segmentor.decode_head(feats).square().mean().backward()
-        assert segmentor.backbone.stages[0].blocks[0].attn.mix.beta.grad is not None
+def test_detector_loads_a_plain_one():
+    models = pytest.importorskip('mmdet.registry').MODELS
+    pytest.importorskip('mmdet.models')
+    detector = dict(
+        type='RetinaNet',
+        neck=dict(type='FPN', in_channels=[12, 24, 48, 96], out_channels=8, num_outs=4),
+        bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=8, feat_channels=8),
+    )
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        plain = models.build(detector | dict(backbone=dict(type='SwinTransformer', **NARROW)))
+        ours = models.build(detector | dict(backbone=dict(type='ACmixSwin', **NARROW)))
+    ours.load_state_dict(plain.state_dict())
+    plain.eval()
+    ours.eval()
+    x = torch.randn(1, 3, 237, 301)
+    with torch.no_grad():
+        for a, b in zip(ours.extract_feat(x), plain.extract_feat(x), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
