@@ -89,7 +89,7 @@ def test_test_repeats_the_evaluation_of_training(detector, test, tmp_path):
         assert predictions == (work_dir / f'trained.{kind}.json').read_bytes()
         assert len(json.loads(predictions)) > 4
     assert len(pickle.loads((tmp_path / 'out.pkl').read_bytes())) == 4
-    assert len(list((tmp_path / 'pictures').glob('*.png'))) == 4
+    assert len(list((tmp_path / 'pictures').glob('*.jpg'))) == 4
 
 
 def test_tta_sees_every_image_twice(detector, test, tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ def test_annotations_agree_with_masks_and_semantic_maps(shapes, split, count):
     assert len(coco.imgs) == count
     assert len(coco.anns) > count
     for image_id, image in coco.imgs.items():
-        semantic = cv2.imread(str(shapes / 'semantic' / split / image['file_name']), -1)
+        map_name = image['file_name'].replace('.jpg', '.png')
+        semantic = cv2.imread(str(shapes / 'semantic' / split / map_name), -1)
         picture = cv2.imread(str(shapes / split / image['file_name']))
         assert picture.shape == (*semantic.shape, 3) == (image['height'], image['width'], 3)
         painted = np.zeros_like(semantic)
@@ -36,9 +37,9 @@ def test_annotations_agree_with_masks_and_semantic_maps(shapes, split, count):
 
 def test_same_call_same_files_and_splits_apart(shapes, make_shapes, tmp_path):
     make_shapes.main(['--out', str(tmp_path), '--train', '2', '--val', '1'])
-    for name in ('train/000002.png', 'semantic/val/000001.png'):
+    for name in ('train/000002.jpg', 'semantic/val/000001.png'):
         assert (tmp_path / name).read_bytes() == (shapes / name).read_bytes()
-    assert (shapes / 'train/000001.png').read_bytes() != (shapes / 'val/000001.png').read_bytes()
+    assert (shapes / 'train/000001.jpg').read_bytes() != (shapes / 'val/000001.jpg').read_bytes()
     small, large = (
         json.loads((folder / 'annotations/instances_train.json').read_text())['annotations']
         for folder in (tmp_path, shapes)
@@ -48,7 +49,7 @@ def test_same_call_same_files_and_splits_apart(shapes, make_shapes, tmp_path):
 
 def test_another_seed_gives_other_images(shapes, make_shapes, tmp_path):
     make_shapes.main(['--out', str(tmp_path), '--train', '1', '--val', '1', '--seed', '1'])
-    name = 'train/000001.png'
+    name = 'train/000001.jpg'
     assert (tmp_path / name).read_bytes() != (shapes / name).read_bytes()
 
 

@@ -6,7 +6,7 @@ Every image shows textured discs, squares, triangles and stars which overlap on 
 The same images come with instance annotations (COCO JSON) and with semantic maps::
 
     data/shapes/annotations/instances_{train,val}.json    visible part of each shape, as RLE
-    data/shapes/{train,val}/000001.png ...                images
+    data/shapes/{train,val}/000001.jpg ...                images
     data/shapes/semantic/{train,val}/000001.png ...       0 = background, then category ids
 
 An image depends on nothing but the seed, its split and its number: the same call makes the same
@@ -43,7 +43,7 @@ def texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: f
     angle = rng.uniform(0, np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
-    period = rng.uniform(5, 14)
+    period = rng.uniform(0.04, 0.11) * size
     pattern = rng.choice(['gradient', 'stripes', 'checks', 'clouds'])
     if pattern == 'gradient':
         wave = 2 * (along - along.min()) / np.ptp(along) - 1
@@ -52,7 +52,7 @@ def texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: f
     elif pattern == 'checks':
         wave = 2 * ((np.floor(along / period) + np.floor(across / period)) % 2) - 1
     else:
-        coarse = rng.uniform(-1, 1, (size // 16 + 2,) * 2).astype(np.float32)
+        coarse = rng.uniform(-1, 1, (10, 10)).astype(np.float32)
         wave = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     return (colour + wave[..., None] * rng.uniform(-contrast, contrast, 3)).astype(np.float32)
 
@@ -127,11 +127,11 @@ def make_split(out: Path, split: str, count: int, size: int, seed: int) -> None:
     for image_id in range(1, count + 1):
         rng = np.random.default_rng([seed, SPLITS.index(split), image_id])
         image, owner, labels = draw(rng, size)
-        name = f'{image_id:06d}.png'
+        name = f'{image_id:06d}'
         semantic = np.array([0] + [label + 1 for label in labels], np.uint8)[owner]
-        cv2.imwrite(str(out / split / name), image)
-        cv2.imwrite(str(out / 'semantic' / split / name), semantic)
-        images.append(dict(id=image_id, file_name=name, height=size, width=size))
+        cv2.imwrite(str(out / split / f'{name}.jpg'), image)
+        cv2.imwrite(str(out / 'semantic' / split / f'{name}.png'), semantic)
+        images.append(dict(id=image_id, file_name=f'{name}.jpg', height=size, width=size))
         annotations += annotate(owner, labels, image_id, first_id=len(annotations) + 1)
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
     (out / 'annotations' / f'instances_{split}.json').write_text(
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', type=Path, default=Path('data/shapes'), help='folder to write')
     parser.add_argument('--train', type=int, default=400, help='number of training images')
     parser.add_argument('--val', type=int, default=100, help='number of validation images')
-    parser.add_argument('--size', type=int, default=128, help='side of an image in pixels')
+    parser.add_argument('--size', type=int, default=256, help='side of an image in pixels')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args(argv)
     for split in SPLITS:

@@ -1,4 +1,4 @@
-# The shapes data set (tools/dataset/make_shapes.py) with boxes and masks, at its own 128x128.
+# The shapes data set (tools/dataset/make_shapes.py) with boxes and masks, at 128x128.
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 
 data_root = 'data/shapes/'
@@ -11,12 +11,13 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(128, 128)),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(128, 128), keep_ratio=True),
+    dict(type='Resize', scale=(128, 128)),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',

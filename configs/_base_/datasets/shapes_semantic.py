@@ -1,4 +1,4 @@
-# The shapes data set (tools/dataset/make_shapes.py) as semantic maps, at its own 128x128.
+# The shapes data set (tools/dataset/make_shapes.py) as semantic maps, at 128x128.
 dataset_type = 'BaseSegDataset'
 data_root = 'data/shapes/'
 data_source = 'python tools/dataset/make_shapes.py'  # what to do if it is missing
@@ -10,11 +10,13 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
+    dict(type='Resize', scale=(128, 128)),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(128, 128)),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
@@ -27,7 +29,6 @@ train_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
-        img_suffix='.png',
         data_prefix=dict(img_path='train', seg_map_path='semantic/train'),
         pipeline=train_pipeline,
     ),
@@ -41,7 +42,6 @@ val_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
-        img_suffix='.png',
         data_prefix=dict(img_path='val', seg_map_path='semantic/val'),
         pipeline=test_pipeline,
     ),
