@@ -9,6 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def compose(fc_weight: Tensor, kernel: Tensor) -> Tensor:
+    """One layer for both: (P, k*k, M) and (P, C, k*k, k, k) -> (C, M, k, k)."""
+    # Contiguous, or torch 2.13 gets the weight's gradient wrong where oneDNN does not run (float64)
+    # and a single image comes with its channels innermost.
+    return torch.einsum('pcihw,pim->cmhw', kernel, fc_weight).contiguous()
+
+
 def shift_conv(
     maps: Tensor,
     fc_weight: Tensor,
@@ -20,9 +27,7 @@ def shift_conv(
     """See :func:`acmix_mm.ops.shift_conv`."""
     groups, size = maps.shape[2], kernel.shape[-1]
     padding = dilation * (size // 2)
-    # Contiguous, or torch 2.13 gets the weight's gradient wrong where oneDNN does not run (float64)
-    # and a single image comes with its channels innermost.
-    weight = torch.einsum('pcihw,pim->cmhw', kernel, fc_weight).contiguous()
+    weight = compose(fc_weight, kernel)
     maps_of_groups = maps.transpose(1, 2).flatten(1, 2)
     out = F.conv2d(maps_of_groups, weight, None, stride, padding, dilation, groups)
     if fc_bias is None:

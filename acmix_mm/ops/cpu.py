@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .composed import compose
+
 MISSING: str | None = None
 try:
     import_module('._C', __package__)  # registers the operators
@@ -24,6 +26,32 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, *window: Any) -> Ten
     return torch.ops.acmix_mm.neighborhood_attention_forward(q, k, v, *window)[0]
 
 
+def shift_conv(
+    maps: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor | None,
+    kernel: Tensor,
+    stride: int,
+    dilation: int,
+) -> Tensor:
+    """See :func:`acmix_mm.ops.shift_conv`."""
+    weight = compose(fc_weight, kernel)
+    if fc_bias is not None:
+        # One more map, of ones inside the image and zeros in the padding, carries the bias.
+        weight = torch.cat([weight, compose(fc_bias.unsqueeze(-1), kernel)], 1)
+    if weight.dtype != maps.dtype:
+        raise TypeError(
+            f'shift_conv: maps and weights must have the same dtype, got {maps.dtype} and '
+            f'{weight.dtype}'
+        )
+    return torch.ops.acmix_mm.shift_conv_forward(maps, weight, stride, dilation)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """Half precision is computed in single precision."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def _attention_fake(q: Tensor, k: Tensor, v: Tensor, *window: Any) -> tuple[Tensor, Tensor]:
     batch_size, heads, _, height, width = q.shape
     lse = q.new_empty(batch_size, heads, height, width, dtype=_compute_dtype(q))
@@ -36,11 +64,6 @@ def _attention_backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """Half precision is computed in single precision."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _save_attention(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     q, k, v, *ctx.window = inputs
     ctx.save_for_backward(q, k, v, *output)
@@ -51,22 +74,51 @@ def _attention_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | Non
     return *backward(grad, *ctx.saved_tensors, *ctx.window), None, None, None, None
 
 
+def _conv_fake(maps: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    batch_size, _, _, height, width = maps.shape
+    return maps.new_empty(batch_size, len(weight), -(-height // stride), -(-width // stride))
+
+
+def _conv_backward_fake(
+    grad: Tensor, maps: Tensor, weight: Tensor, *geometry: Any
+) -> tuple[Tensor, Tensor]:
+    return maps.new_empty(maps.shape), weight.new_empty(weight.shape)
+
+
+def _save_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    maps, weight, *ctx.geometry = inputs
+    ctx.save_for_backward(maps, weight)
+
+
+def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    backward = torch.ops.acmix_mm.shift_conv_backward
+    return *backward(grad, *ctx.saved_tensors, *ctx.geometry), None, None
+
+
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "backend 'cpu' of neighborhood_attention has no second derivatives, backend='reference' has"
-    )
+    raise NotImplementedError("backend 'cpu' has no second derivatives, backend='reference' has")
+
+
+def _register(name: str, *, fake: Any, backward_fake: Any, save: Any, backward: Any) -> None:
+    forward_op, backward_op = f'acmix_mm::{name}_forward', f'acmix_mm::{name}_backward'
+    torch.library.register_fake(forward_op, fake)
+    torch.library.register_fake(backward_op, backward_fake)
+    torch.library.register_autograd(forward_op, backward, setup_context=save)
+    torch.library.register_autograd(backward_op, _no_second_derivative)
 
 
 if MISSING is None:
-    torch.library.register_fake('acmix_mm::neighborhood_attention_forward', _attention_fake)
-    torch.library.register_fake(
-        'acmix_mm::neighborhood_attention_backward', _attention_backward_fake
+    _register(
+        'neighborhood_attention',
+        fake=_attention_fake,
+        backward_fake=_attention_backward_fake,
+        save=_save_attention,
+        backward=_attention_backward,
     )
-    torch.library.register_autograd(
-        'acmix_mm::neighborhood_attention_forward',
-        _attention_backward,
-        setup_context=_save_attention,
-    )
-    torch.library.register_autograd(
-        'acmix_mm::neighborhood_attention_backward', _no_second_derivative
+    _register(
+        'shift_conv',
+        fake=_conv_fake,
+        backward_fake=_conv_backward_fake,
+        save=_save_conv,
+        backward=_conv_backward,
     )

@@ -37,6 +37,7 @@ _NEIGHBORHOOD_ATTENTION = {
     'reference': Backend(reference.neighborhood_attention, checks.can_run_reference),
 }
 _SHIFT_CONV = {
+    'cpu': Backend(cpu.shift_conv, checks.can_run_cpu, cpu.MISSING is None),
     'composed': Backend(composed.shift_conv, checks.can_run_composed),
     'reference': Backend(reference.shift_conv, checks.can_run_reference),
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from acmix_mm.ops import available_backends, cpu, neighborhood_attention
+from acmix_mm.ops import available_backends, cpu, neighborhood_attention, shift_conv
 
 needs_kernels = pytest.mark.skipif(cpu.MISSING is not None, reason='built without the kernels')
 
@@ -40,6 +40,31 @@ def test_gradients_equal_differences(size, window):
     )
 
 
+def conv_inputs(*, size=(5, 4), kernel_size=3, dtype=torch.float64) -> list[Tensor]:
+    """Maps, fc_weight, fc_bias and kernel of 3 maps of 2 channels to 2 channels each."""
+    generator = torch.Generator().manual_seed(0)
+    positions = kernel_size**2
+    shapes = [
+        (1, 3, 2, *size), (1, positions, 3), (1, positions), (1, 4, positions, *[kernel_size] * 2),
+    ]  # fmt: skip
+    return [
+        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in shapes
+    ]
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ('size', 'window'),
+    [((5, 4), (3, 1, 1)), ((1, 3), (3, 2, 1)), ((5, 4), (1, 2, 1)), ((4, 5), (3, 3, 2))],
+)
+def test_conv_gradients_equal_differences(size, window):
+    kernel_size, *geometry = window
+    tensors = conv_inputs(size=size, kernel_size=kernel_size)
+    assert torch.autograd.gradcheck(
+        lambda *t: shift_conv(*t, *geometry, backend='cpu'), tensors, fast_mode=True
+    )
+
+
 @needs_kernels
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
 def test_registration(dtype):
@@ -59,6 +84,36 @@ def test_registration(dtype):
 
 
 @needs_kernels
+@pytest.mark.parametrize('stride', [1, 2])
+def test_conv_registration(stride):
+    maps, weight = torch.randn(2, 3, 2, 5, 4).requires_grad_(), torch.randn(4, 3, 3, 3)
+    arguments = (maps, weight.requires_grad_(), stride, 1)
+    torch.library.opcheck(torch.ops.acmix_mm.shift_conv_forward.default, arguments)
+    out = torch.ops.acmix_mm.shift_conv_forward(*arguments)
+    torch.library.opcheck(
+        torch.ops.acmix_mm.shift_conv_backward.default,
+        (torch.ones_like(out), maps.detach(), weight.detach(), stride, 1),
+        test_utils=['test_schema', 'test_faketensor'],
+    )
+
+
+@needs_kernels
+def test_conv_in_half_precision():
+    tensors = conv_inputs(dtype=torch.bfloat16)
+    out = shift_conv(*tensors, backend='cpu')
+    expected = shift_conv(*(t.double() for t in tensors), backend='reference')
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+@needs_kernels
+def test_conv_refuses_mixed_dtypes():
+    maps, *weights = conv_inputs()
+    with pytest.raises(TypeError, match='maps and weights must have the same dtype'):
+        shift_conv(maps.float(), *weights, backend='cpu')
+
+
+@needs_kernels
 def test_result_does_not_depend_on_the_number_of_threads():
     before = torch.get_num_threads()
     results = []
@@ -66,9 +121,13 @@ def test_result_does_not_depend_on_the_number_of_threads():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             tensors = inputs(size=(70, 40), dtype=torch.float32)
-            out = neighborhood_attention(*tensors, 7, backend='cpu')
-            out.square().sum().backward()
-            results.append([out, *(t.grad for t in tensors)])
+            conv_tensors = conv_inputs(size=(70, 40), dtype=torch.float32)
+            outs = [
+                neighborhood_attention(*tensors, 7, backend='cpu'),
+                shift_conv(*conv_tensors, backend='cpu'),
+            ]
+            sum(out.square().sum() for out in outs).backward()
+            results.append([*outs, *(t.grad for t in tensors + conv_tensors)])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -102,12 +161,15 @@ def test_other_instruction_sets(capability):
     """The kernels for older processors, which torch chooses only once in a process."""
     code = """
 import torch
-from acmix_mm.ops import neighborhood_attention
-tensors = [t.requires_grad_() for t in torch.randn(3, 1, 2, 9, 20, 21).unbind()]
+from acmix_mm.ops import neighborhood_attention, shift_conv
+tensors = [t.requires_grad_() for t in torch.randn(3, 1, 3, 9, 20, 21).unbind()]
+weights = [t.requires_grad_() for t in (torch.randn(1, 9, 3), torch.randn(1, 27, 9, 3, 3))]
 results = []
 for backend in ('cpu', 'reference'):
-    out = neighborhood_attention(*tensors, 7, dilation=2, backend=backend)
-    results.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+    attention = neighborhood_attention(*tensors, 7, dilation=2, backend=backend)
+    conv = shift_conv(tensors[0], weights[0], None, weights[1], backend=backend)
+    loss = attention.square().sum() + conv.square().mean()
+    results.append([attention, conv, *torch.autograd.grad(loss, tensors + weights)])
 for ours, theirs in zip(*results):
     torch.testing.assert_close(ours, theirs)
 """

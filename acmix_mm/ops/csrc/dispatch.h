@@ -4,32 +4,44 @@
 #include <ATen/Version.h>
 
 #include "neighborhood_attention.h"
+#include "shift_conv.h"
 
 namespace acmix {
 
-#define ACMIX_DECLARE_KERNELS(isa)            \
-  namespace isa {                             \
-  template <typename T>                       \
-  AttentionKernels<T> attention_kernels();    \
-  extern template AttentionKernels<float> attention_kernels<float>();   \
-  extern template AttentionKernels<double> attention_kernels<double>(); \
+// Defined in kernels.h, for float and double.
+#define ACMIX_DECLARE(isa)                \
+  namespace isa {                         \
+  template <typename T>                   \
+  AttentionKernels<T> attention_kernels(); \
+  template <typename T>                   \
+  ConvKernels<T> conv_kernels();          \
   }
 
-ACMIX_DECLARE_KERNELS(baseline)
-#if defined(__x86_64__)
-ACMIX_DECLARE_KERNELS(avx2)
-ACMIX_DECLARE_KERNELS(avx512)
-#endif
-
 // What torch's own kernels use on this processor; ATEN_CPU_CAPABILITY overrides it for both.
+#if defined(__x86_64__)
+#define ACMIX_CHOOSE(kernels)                                          \
+  static const std::string capability = at::get_cpu_capability();      \
+  if (capability == "AVX512") return avx512::kernels<T>();             \
+  if (capability == "AVX2") return avx2::kernels<T>();                 \
+  return baseline::kernels<T>();
+ACMIX_DECLARE(avx2)
+ACMIX_DECLARE(avx512)
+#else
+#define ACMIX_CHOOSE(kernels) return baseline::kernels<T>();
+#endif
+ACMIX_DECLARE(baseline)
+
 template <typename T>
 AttentionKernels<T> attention_kernels() {
-#if defined(__x86_64__)
-  static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return avx512::attention_kernels<T>();
-  if (capability == "AVX2") return avx2::attention_kernels<T>();
-#endif
-  return baseline::attention_kernels<T>();
+  ACMIX_CHOOSE(attention_kernels)
 }
+
+template <typename T>
+ConvKernels<T> conv_kernels() {
+  ACMIX_CHOOSE(conv_kernels)
+}
+
+#undef ACMIX_DECLARE
+#undef ACMIX_CHOOSE
 
 }  // namespace acmix

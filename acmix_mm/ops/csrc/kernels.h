@@ -17,6 +17,7 @@ PRAGMA(GCC target(TARGET))
 #endif
 
 #include "neighborhood_attention_kernels.h"
+#include "shift_conv_kernels.h"
 
 namespace acmix::ISA {
 
@@ -25,8 +26,15 @@ AttentionKernels<T> attention_kernels() {
   return {attention_forward<T>, attention_backward<T>, attention_fold_halo<T>};
 }
 
+template <typename T>
+ConvKernels<T> conv_kernels() {
+  return {convolve<T>, convolution_weight_grad<T>};
+}
+
 template AttentionKernels<float> attention_kernels<float>();
 template AttentionKernels<double> attention_kernels<double>();
+template ConvKernels<float> conv_kernels<float>();
+template ConvKernels<double> conv_kernels<double>();
 
 }  // namespace acmix::ISA
 

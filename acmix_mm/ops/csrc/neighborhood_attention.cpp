@@ -1,39 +1,19 @@
 // torch.ops.acmix_mm.neighborhood_attention_forward and _backward on the CPU.
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <tuple>
 
 #include "dispatch.h"
+#include "tensors.h"
 
 namespace acmix {
 namespace {
 
-using at::Tensor;
-
 AttentionShape shape_of(const Tensor& q, const Tensor& k, int64_t kernel_size, int64_t stride,
                         int64_t dilation) {
-  return {k.size(0), k.size(1), k.size(2),   k.size(3), k.size(4),
-          q.size(3), q.size(4), kernel_size, stride,    dilation};
-}
-
-template <typename T>
-Maps<const T> read(const Tensor& maps) {
-  return {maps.const_data_ptr<T>(), maps.stride(0), maps.stride(1),
-          maps.stride(2),           maps.stride(3), maps.stride(4)};
-}
-
-template <typename T>
-Maps<T> write(const Tensor& maps) {
-  return {maps.mutable_data_ptr<T>(), maps.stride(0), maps.stride(1),
-          maps.stride(2),             maps.stride(3), maps.stride(4)};
-}
-
-// Half precision is computed in single precision.
-at::ScalarType compute_type(const Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return {{kernel_size, stride, dilation}, k.size(0), k.size(1), k.size(2),
+          k.size(3), k.size(4), q.size(3), q.size(4)};
 }
 
 template <typename T>

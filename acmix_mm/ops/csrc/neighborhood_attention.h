@@ -1,13 +1,9 @@
 // What the torch binding and the kernels of neighbourhood attention share.
 #pragma once
 
-#include <cstdint>
-
-#include "inline.h"
+#include "window.h"
 
 namespace acmix {
-
-INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The pixel that position `index` reads on a reflection-padded axis, as numpy.pad's "reflect".
 INLINE int64_t reflect(int64_t index, int64_t size) {
@@ -18,43 +14,19 @@ INLINE int64_t reflect(int64_t index, int64_t size) {
   return index > last ? 2 * last - index : index;
 }
 
-// Maps (B, N, D, H, W) of any strides.
-template <typename T>
-struct Maps {
-  T* data;
-  int64_t batch_stride, head_stride, channel_stride, row_stride, column_stride;
-
-  INLINE T* image(int64_t batch, int64_t head) const {
-    return data + batch * batch_stride + head * head_stride;
-  }
-};
-
-struct AttentionShape {
+struct AttentionShape : Window {
   int64_t batch, heads, channels;     // B, N, D
   int64_t height, width;              // of keys and values
   int64_t query_height, query_width;  // of queries and the result
-  int64_t kernel_size, stride, dilation;
 
-  INLINE int64_t padding() const { return dilation * (kernel_size / 2); }
-  // Work is shared out in bands of rows of one head. Their number depends on the sizes alone:
-  // results are the same with any number of threads.
-  INLINE int64_t band_rows() const;
+  INLINE int64_t band_rows() const {
+    return acmix::band_rows(query_height, channels * stride * (width + 2 * padding()));
+  }
   INLINE int64_t bands() const { return ceil_div(query_height, band_rows()); }
   INLINE int64_t items() const { return batch * heads * bands(); }
-  // Rows of padded keys that `rows` rows of queries see, and how many at most belong to others.
-  INLINE int64_t key_rows(int64_t rows) const { return stride * (rows - 1) + 2 * padding() + 1; }
+  // Of the rows of keys that a band sees, the most that belong to other bands.
   INLINE int64_t halo_rows() const { return 2 * padding(); }
 };
-
-INLINE int64_t AttentionShape::band_rows() const {
-  // A multiple of the 3 rows that the kernels take at a time. Enough rows that the halo costs
-  // little, few enough that keys and values of a band stay in the second-level cache.
-  constexpr int64_t elements = 1 << 17;
-  int64_t rows = elements / (channels * stride * (width + 2 * padding()));
-  rows = rows < 6 ? 6 : rows > 48 ? 48 : rows;
-  const int64_t count = ceil_div(query_height, rows);
-  return ceil_div(ceil_div(query_height, count), 3) * 3;
-}
 
 template <typename T>
 struct AttentionForward {

@@ -9,52 +9,16 @@
 // with the window turned around.
 #pragma once
 
+#include "layout.h"
 #include "neighborhood_attention.h"
-#include "simd.h"
 
 namespace acmix::ISA {
 
-// Rows of queries, window columns and channels that are held in registers at a time.
-constexpr int ROWS = 3;
+// Window columns and channels that are held in registers at a time.
 constexpr int COLUMNS = VECTOR_REGISTERS >= 32 ? 7 : 4;
 constexpr int CHANNELS = VECTOR_REGISTERS >= 32 ? 8 : 4;
 
 constexpr double LOG2_E = 1.4426950408889634;
-
-// Where a band's pixels lie in scratch memory, the same for every band of a call.
-//
-// Rows are stored one by one, each with its channels one after the other. Columns of keys are dealt
-// to `stride` planes, so that neighbouring queries find their keys side by side; column c of the
-// padded map is at `c % stride * plane + c / stride`.
-template <typename T>
-struct Layout {
-  static constexpr int64_t lanes = Simd<T>::lanes;
-
-  explicit Layout(const AttentionShape& s)
-      : shared(s.dilation % s.stride == 0),
-        step(shared ? s.dilation / s.stride : 1),
-        chunk(shared ? ROWS : 1),
-        width(round_up(s.query_width, lanes)),
-        reach(s.dilation * (s.kernel_size - 1) / s.stride),
-        // The last padded columns may begin one more place where the stride does not divide them.
-        plane(round_up(width + reach + (s.stride > 1), lanes)),
-        margin(round_up(reach, lanes)),
-        key_channel(row_distance<T>(s.stride * plane)),
-        key_row(s.channels * key_channel),
-        query_channel(row_distance<T>(margin + plane)),
-        query_row(s.channels * query_channel),
-        positions(s.kernel_size * s.kernel_size) {}
-
-  bool shared;           // whether rows of queries have rows of keys in common
-  int64_t step;          // between the rows of queries that do
-  int64_t chunk;         // rows of queries taken at a time
-  int64_t width;         // of queries, in whole vectors
-  int64_t reach;         // of a window within a plane
-  int64_t plane;         // width of a plane of keys
-  int64_t margin;        // zeros left of the queries: a key's window may begin outside the map
-  int64_t key_channel, key_row, query_channel, query_row;
-  int64_t positions;     // of a window
-};
 
 // Weighted sums over rows `first` <= m < `last` of `source`: row i of the result takes part in those
 // with begin <= m - i < end, with the weights at i * weight_row + m * weight_source + weight_tap.
@@ -138,15 +102,19 @@ class Band {
  protected:
   const AttentionShape& shape_;
   const Layout<T> layout_;
+  const int64_t positions_;  // of a window
   int64_t batch_, head_, first_row_, rows_, key_rows_;
 
-  explicit Band(const AttentionShape& shape) : shape_(shape), layout_(shape) {}
+  explicit Band(const AttentionShape& shape)
+      : shape_(shape),
+        layout_(shape, shape.channels, shape.query_width),
+        positions_(shape.kernel_size * shape.kernel_size) {}
 
   void select(int64_t item) {
     const int64_t bands = shape_.bands(), size = shape_.band_rows();
     first_row_ = item % bands * size;
     rows_ = shape_.query_height - first_row_ < size ? shape_.query_height - first_row_ : size;
-    key_rows_ = shape_.key_rows(rows_);
+    key_rows_ = shape_.covered_rows(rows_);
     head_ = item / bands % shape_.heads;
     batch_ = item / bands / shape_.heads;
   }
@@ -157,13 +125,8 @@ class Band {
     return (image * shape_.query_height + first_row_ + y) * shape_.query_width + x;
   }
 
-  int64_t key_size() const { return shape_.key_rows(shape_.band_rows()) * layout_.key_row; }
+  int64_t key_size() const { return shape_.covered_rows(shape_.band_rows()) * layout_.key_row; }
   int64_t query_size() const { return shape_.band_rows() * layout_.query_row; }
-
-  // Column c of the padded map, in a row of scratch memory.
-  int64_t key_column(int64_t c) const {
-    return c % shape_.stride * layout_.plane + c / shape_.stride;
-  }
 
   void copy_keys(const Maps<const T>& maps, T* to) const {
     const int64_t padding = shape_.padding();
@@ -181,11 +144,11 @@ class Band {
     if (shape_.stride == 1 && column_stride == 1) {
       std::memcpy(to + padding, from, width * sizeof(T));
     } else {
-      for (int64_t x = 0; x < width; ++x) to[key_column(x + padding)] = from[x * column_stride];
+      for (int64_t x = 0; x < width; ++x) to[layout_.column(x + padding)] = from[x * column_stride];
     }
     for (int64_t x = 1; x <= padding; ++x) {
-      to[key_column(padding - x)] = from[reflect(-x, width) * column_stride];
-      to[key_column(padding + width - 1 + x)] = from[reflect(width - 1 + x, width) * column_stride];
+      to[layout_.column(padding - x)] = from[reflect(-x, width) * column_stride];
+      to[layout_.column(padding + width - 1 + x)] = from[reflect(width - 1 + x, width) * column_stride];
     }
   }
 
@@ -202,17 +165,6 @@ class Band {
             row[x] = factor * from[x * maps.column_stride];
           }
         }
-      }
-    }
-  }
-
-  // Calls `run(y, rows)` for the chunks of the band: rows y, y + step, ..., counted in the band.
-  template <typename F>
-  INLINE void for_each_chunk(F run) const {
-    for (int64_t phase = 0; phase < layout_.step && phase < rows_; ++phase) {
-      const int64_t count = ceil_div(rows_ - phase, layout_.step);
-      for (int64_t i = 0; i < count; i += layout_.chunk) {
-        run(phase + i * layout_.step, count - i < layout_.chunk ? count - i : layout_.chunk);
       }
     }
   }
@@ -306,6 +258,7 @@ class ForwardBand : Band<T> {
   using V = Vec<T>;
   using Base = Band<T>;
   using Base::layout_;
+  using Base::positions_;
   using Base::shape_;
 
  public:
@@ -314,13 +267,13 @@ class ForwardBand : Band<T> {
     scratch_.add(&k_, Base::key_size());
     scratch_.add(&v_, Base::key_size());
     scratch_.add(&q_, Base::query_size());
-    scratch_.add(&weights_, ROWS * layout_.positions * lanes);
+    scratch_.add(&weights_, ROWS * positions_ * lanes);
     scratch_.allocate();
     taps_.add(&key_taps_, shape_.kernel_size);
     taps_.add(&weight_taps_, shape_.kernel_size);
     taps_.allocate();
     for (int64_t dx = 0; dx < shape_.kernel_size; ++dx) {
-      key_taps_[dx] = Base::key_column(dx * shape_.dilation);
+      key_taps_[dx] = layout_.column(dx * shape_.dilation);
       weight_taps_[dx] = dx * lanes;
     }
   }
@@ -330,10 +283,10 @@ class ForwardBand : Band<T> {
     Base::copy_keys(call_.k, k_);
     Base::copy_keys(call_.v, v_);
     Base::copy_queries(call_.q, call_.scale * T(LOG2_E), q_);
-    Base::for_each_chunk([this](int64_t y, int64_t rows) {
+    layout_.for_each_chunk(this->rows_, [this](int64_t y, int64_t rows) {
       for (int64_t x = 0; x < shape_.query_width; x += lanes) {
         Base::dot_windows(Base::query(q_, y, x), k_ + Base::key(y, x), key_taps_, rows, weights_,
-                          layout_.positions * lanes, lanes);
+                          positions_ * lanes, lanes);
         switch (rows) {
           case 1: attend<1>(y, x); break;
           case 2: attend<2>(y, x); break;
@@ -364,7 +317,7 @@ class ForwardBand : Band<T> {
   // together: one alone would wait for its own results.
   template <int R>
   INLINE void softmax(int64_t y, int64_t x, V (&inverse)[R]) {
-    const int64_t row = layout_.positions * lanes;
+    const int64_t row = positions_ * lanes;
     V top[R], total[R] = {};
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) top[i] = load(weights_ + i * row);
@@ -391,7 +344,7 @@ class ForwardBand : Band<T> {
 
   template <int R, int C>
   INLINE void sum_values(int64_t y, int64_t x, int64_t c, const V (&inverse)[R]) {
-    const int64_t size = shape_.kernel_size, row = layout_.positions * lanes;
+    const int64_t size = shape_.kernel_size, row = positions_ * lanes;
     V total[R][C] = {};
     accumulate<T, R, C>(
         total, {v_ + Base::key(y, x) + c * layout_.key_channel, Base::chunk_key_row(),
@@ -422,6 +375,7 @@ class BackwardBand : Band<T> {
   using V = Vec<T>;
   using Base = Band<T>;
   using Base::layout_;
+  using Base::positions_;
   using Base::shape_;
 
  public:
@@ -429,7 +383,7 @@ class BackwardBand : Band<T> {
       : Base(call.shape),
         call_(call),
         weight_position_(row_distance<T>(layout_.margin + layout_.plane)),
-        weight_row_(layout_.positions * weight_position_) {
+        weight_row_(positions_ * weight_position_) {
     T** const keys[] = {&k_, &v_, &grad_k_, &grad_v_};
     T** const queries[] = {&q_, &grad_};
     T** const weights[] = {&p_, &ds_};
@@ -443,7 +397,7 @@ class BackwardBand : Band<T> {
     for (int64_t** part : taps) taps_.add(part, shape_.kernel_size);
     taps_.allocate();
     for (int64_t dx = 0; dx < shape_.kernel_size; ++dx) {
-      key_taps_[dx] = Base::key_column(dx * shape_.dilation);
+      key_taps_[dx] = layout_.column(dx * shape_.dilation);
       position_taps_[dx] = dx * weight_position_;
     }
   }
@@ -456,7 +410,7 @@ class BackwardBand : Band<T> {
     Base::copy_queries(call_.grad_out, T(1), grad_);
     std::memset(grad_k_, 0, Base::key_size() * sizeof(T));
     std::memset(grad_v_, 0, Base::key_size() * sizeof(T));
-    Base::for_each_chunk([this](int64_t y, int64_t rows) {
+    layout_.for_each_chunk(this->rows_, [this](int64_t y, int64_t rows) {
       for (int64_t i = 0; i < rows; ++i) copy_row_terms(y + i * layout_.step, i);
       switch (rows) {
         case 1: run_rows<1>(y); break;
@@ -643,11 +597,11 @@ class BackwardBand : Band<T> {
       if (shape_.stride == 1) {
         std::memcpy(to, from + padding, width * sizeof(T));
       } else {
-        for (int64_t x = 0; x < width; ++x) to[x] = from[Base::key_column(x + padding)];
+        for (int64_t x = 0; x < width; ++x) to[x] = from[layout_.column(x + padding)];
       }
       for (int64_t x = 1; x <= padding; ++x) {
-        to[reflect(-x, width)] += from[Base::key_column(padding - x)];
-        to[reflect(width - 1 + x, width)] += from[Base::key_column(padding + width - 1 + x)];
+        to[reflect(-x, width)] += from[layout_.column(padding - x)];
+        to[reflect(width - 1 + x, width)] += from[layout_.column(padding + width - 1 + x)];
       }
       from += layout_.key_channel;
       to += channel_stride;
@@ -673,7 +627,7 @@ void attention_fold_halo(const AttentionBackward<T>& call, int64_t begin, int64_
                                  ? first_row + s.band_rows() : s.query_height;
     const int64_t first = s.stride * first_row;
     const int64_t next = s.stride * last_row < s.height ? s.stride * last_row : s.height;
-    const int64_t key_rows = s.key_rows(last_row - first_row);
+    const int64_t key_rows = s.covered_rows(last_row - first_row);
     for (int which = 0; which < 2; ++which) {
       T* to = maps[which]->image(image / s.heads, image % s.heads);
       const T* from = call.halo + (item * 2 + which) * s.halo_rows() * halo_row;

@@ -1,0 +1,60 @@
+// Where a band's pixels lie in scratch memory, the same for every band of a call.
+#pragma once
+
+#include "simd.h"
+#include "window.h"
+
+namespace acmix::ISA {
+
+// Rows of results that the kernels take at a time, to share what they load.
+constexpr int ROWS = 3;
+
+// Rows are stored one by one, each with its channels one after the other. Columns of the padded
+// maps are dealt to `stride` planes, so that neighbouring windows find their pixels side by side;
+// column c is at `c % stride * plane + c / stride`.
+template <typename T>
+struct Layout {
+  static constexpr int64_t lanes = Simd<T>::lanes;
+
+  // `query_width` is the number of windows in a row.
+  Layout(const Window& window, int64_t channels, int64_t query_width)
+      : stride(window.stride),
+        shared(window.dilation % stride == 0),
+        step(shared ? window.dilation / stride : 1),
+        chunk(shared ? ROWS : 1),
+        width(round_up(query_width, lanes)),
+        reach(window.dilation * (window.kernel_size - 1) / stride),
+        // The last padded columns may begin one more place where the stride does not divide them.
+        plane(round_up(width + reach + (stride > 1), lanes)),
+        margin(round_up(reach, lanes)),
+        key_channel(row_distance<T>(stride * plane)),
+        key_row(channels * key_channel),
+        query_channel(row_distance<T>(margin + plane)),
+        query_row(channels * query_channel) {}
+
+  int64_t stride;
+  bool shared;      // whether windows in different rows have rows of pixels in common
+  int64_t step;     // between the rows of windows that do
+  int64_t chunk;    // rows of windows taken at a time
+  int64_t width;    // windows in a row, in whole vectors
+  int64_t reach;    // of a window within a plane
+  int64_t plane;    // width of a plane
+  int64_t margin;   // zeros left of the queries: a key's queries may begin outside the map
+  int64_t key_channel, key_row, query_channel, query_row;
+
+  // Column c of the padded map in a row of scratch memory.
+  INLINE int64_t column(int64_t c) const { return c % stride * plane + c / stride; }
+
+  // Calls `run(y, rows)` for the chunks of a band: rows y, y + step, ..., counted in the band.
+  template <typename F>
+  INLINE void for_each_chunk(int64_t band_rows, F run) const {
+    for (int64_t phase = 0; phase < step && phase < band_rows; ++phase) {
+      const int64_t count = ceil_div(band_rows - phase, step);
+      for (int64_t i = 0; i < count; i += chunk) {
+        run(phase + i * step, count - i < chunk ? count - i : chunk);
+      }
+    }
+  }
+};
+
+}  // namespace acmix::ISA

@@ -1,0 +1,123 @@
+// torch.ops.acmix_mm.shift_conv_forward and _backward on the CPU.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "dispatch.h"
+#include "tensors.h"
+
+namespace acmix {
+namespace {
+
+// Maps are (B, M, G, H, W), weights (C, M, k, k) with C / G outputs for each group; with one map
+// more in the weights, that is a constant map of ones. The result is (B, C, Ho, Wo).
+struct Sizes {
+  int64_t batch, maps, groups, height, width, outputs, inputs, kernel_size;
+  int64_t result_height, result_width, stride, dilation;
+
+  Sizes(const Tensor& maps_, const Tensor& weight, int64_t stride_, int64_t dilation_)
+      : batch(maps_.size(0)), maps(maps_.size(1)), groups(maps_.size(2)), height(maps_.size(3)),
+        width(maps_.size(4)), outputs(weight.size(0) / groups), inputs(weight.size(1)),
+        kernel_size(weight.size(2)), result_height(ceil_div(height, stride_)),
+        result_width(ceil_div(width, stride_)), stride(stride_), dilation(dilation_) {}
+
+  ConvShape forward() const {
+    return {{kernel_size, stride, dilation}, batch, groups, inputs, outputs,
+            height, width, result_height, result_width};
+  }
+  // From the result's gradient to the maps'.
+  ConvShape backward() const {
+    return {{kernel_size, 1, dilation}, batch, groups, outputs, maps,
+            result_height, result_width, height, width};
+  }
+  bool constant() const { return inputs > maps; }
+  // (B, C, H, W) as (B, C / G, G, H, W): channel c is output c % (C / G) of group c / (C / G).
+  Tensor by_output(const Tensor& x) const {
+    return x.unflatten(1, {groups, outputs}).transpose(1, 2);
+  }
+};
+
+template <typename T>
+void run_convolution(const Convolution<T>& call) {
+  const auto kernels = conv_kernels<T>();
+  at::parallel_for(0, call.shape.items(), 1,
+                   [&](int64_t begin, int64_t end) { kernels.convolve(call, begin, end); });
+}
+
+// The shares of all bands and images, always added in the same order.
+template <typename T>
+void run_weight_grad(const ConvolutionWeightGrad<T>& call, T* grad_weight) {
+  const auto kernels = conv_kernels<T>();
+  at::parallel_for(0, call.shape.items(), 1,
+                   [&](int64_t begin, int64_t end) { kernels.weight_grad(call, begin, end); });
+  const auto& s = call.shape;
+  const int64_t size = s.outputs * s.inputs * s.kernel_size * s.kernel_size;
+  for (int64_t item = 0; item < s.items(); ++item) {
+    const int64_t group = item / s.bands() % s.groups;
+    for (int64_t i = 0; i < size; ++i) {
+      grad_weight[group * size + i] += call.partial[item * size + i];
+    }
+  }
+}
+
+Tensor forward(const Tensor& maps, const Tensor& weight, int64_t stride, int64_t dilation) {
+  const auto type = compute_type(maps);
+  const Tensor maps_ = maps.to(type), weight_ = weight.to(type).contiguous();
+  const Sizes sizes(maps, weight, stride, dilation);
+  const Tensor out = at::empty(
+      {sizes.batch, weight.size(0), sizes.result_height, sizes.result_width}, maps_.options());
+  const int64_t positions = sizes.kernel_size * sizes.kernel_size;
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    run_convolution<T>({sizes.forward(), 1, sizes.constant(), read<T>(maps_),
+                        write<T>(sizes.by_output(out)), weight_.const_data_ptr<T>(),
+                        sizes.outputs * sizes.inputs * positions, sizes.inputs * positions,
+                        positions, 1});
+  };
+  type == at::kDouble ? run(0.0) : run(0.0f);
+  return out.to(maps.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& maps,
+                                    const Tensor& weight, int64_t stride, int64_t dilation) {
+  const auto type = compute_type(maps);
+  const Tensor maps_ = maps.to(type), weight_ = weight.to(type).contiguous();
+  const Sizes sizes(maps, weight, stride, dilation);
+  const Tensor grad_ = sizes.by_output(grad_out.to(type));
+  const int64_t positions = sizes.kernel_size * sizes.kernel_size;
+  const Tensor grad_maps = at::empty(maps.sizes(), maps_.options());
+  const Tensor grad_weight = at::zeros(weight.sizes(), maps_.options());
+  const Tensor partial = at::empty(
+      {sizes.forward().items(), sizes.outputs * sizes.inputs * positions}, maps_.options());
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    // Inputs and outputs change places, and the kernels are turned around.
+    run_convolution<T>({sizes.backward(), stride, false, read<T>(grad_), write<T>(grad_maps),
+                        weight_.const_data_ptr<T>() + positions - 1,
+                        sizes.outputs * sizes.inputs * positions, positions,
+                        sizes.inputs * positions, -1});
+    run_weight_grad<T>({sizes.forward(), sizes.constant(), read<T>(maps_), read<T>(grad_),
+                        partial.mutable_data_ptr<T>()},
+                       grad_weight.mutable_data_ptr<T>());
+  };
+  type == at::kDouble ? run(0.0) : run(0.0f);
+  return {grad_maps.to(maps.scalar_type()), grad_weight.to(weight.scalar_type())};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(acmix_mm, library) {
+  library.def(
+      "shift_conv_forward(Tensor maps, Tensor weight, int stride, int dilation) -> Tensor");
+  library.def(
+      "shift_conv_backward(Tensor grad_out, Tensor maps, Tensor weight, int stride, int dilation) "
+      "-> (Tensor grad_maps, Tensor grad_weight)");
+}
+
+TORCH_LIBRARY_IMPL(acmix_mm, CPU, library) {
+  library.impl("shift_conv_forward", forward);
+  library.impl("shift_conv_backward", backward);
+}
+
+}  // namespace acmix
