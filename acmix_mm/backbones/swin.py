@@ -79,7 +79,7 @@ class ACmixSwinStage(BaseModule):
 class ACmixSwin(BaseModule):
     """Swin transformer whose window attention layers are ACmix layers.
 
-    Swin-Tiny and -Small with ACmix of Pan et al., CVPR 2022 (Table 3), with the argument names of
+    Swin-Tiny and -Small with ACmix of Pan et al., CVPR 2022, with the argument names of
     mmdet's and mmseg's ``SwinTransformer``. The defaults are Swin-Tiny's; sizes of Swin (Liu et
     al., ICCV 2021, Sec. 3.3):
 

@@ -19,7 +19,7 @@ class PatchwiseACmix(BaseModule):
     The attention is that of Zhao et al., "Exploring Self-attention for Image Recognition", CVPR
     2020, Sec. 3.2 and 4.1: the weights of a window come from an MLP that sees the query and all
     keys of the window at once, without a softmax, and weigh the values. The convolution path of
-    ACmix (Pan et al., CVPR 2022, Sec. 4) sees queries, keys and values as maps of R channels.
+    ACmix (Pan et al., CVPR 2022, Fig. 2c) sees queries, keys and values as maps of R channels.
 
     No code of SAN-ACmix was released. Like the released layer of the other convolutional network,
     ResNet-ACmix, this one has a fully connected layer without bias and orders the channels of the

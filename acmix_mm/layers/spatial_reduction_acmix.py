@@ -15,7 +15,7 @@ class SpatialReductionACmix(BaseModule):
 
     The attention is PVT's (Wang et al., "Pyramid Vision Transformer", ICCV 2021, Sec. 3.3): keys
     and values are projected from tokens that a strided convolution has reduced. The convolution
-    path of ACmix (Pan et al., CVPR 2022, Sec. 4) needs them at every pixel: the same weights
+    path of ACmix (Pan et al., CVPR 2022, Fig. 2c) needs them at every pixel: the same weights
     project the full-resolution tokens too.
 
     No code of PVT-ACmix was released. Like the released layer of the other transformer,

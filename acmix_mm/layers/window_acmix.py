@@ -20,7 +20,7 @@ class WindowACmix(BaseModule):
 
     ``alpha * proj(attention) + beta * shift_conv`` with both paths fed by the window attention's
     own linear map to queries, keys and values (Pan et al., "On the Integration of Self-Attention
-    and Convolution", CVPR 2022, Sec. 4.3). It computes what the released Swin-ACmix layer computes,
+    and Convolution", CVPR 2022, Fig. 2c). It computes what the released Swin-ACmix layer computes,
     whose checkpoints it loads.
 
     Maps of any size are zero-padded, before the projection, to whole windows. Along an axis that
