@@ -41,7 +41,8 @@ def draw_predictions(cfg: Config, args: Namespace) -> None:
             "visualization=dict(type='DetVisualizationHook')."
         )
     hook = cfg.default_hooks.visualization
-    hook.update(draw=True, show=args.show, wait_time=args.wait_time)
+    # interval: upstream's mmseg draws every 50th batch by default, the others every image.
+    hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
     if args.show_dir and cfg.default_scope == 'mmdet':
         hook.test_out_dir = args.show_dir
     elif args.show_dir:
