@@ -39,15 +39,16 @@ def test_model_index_lists_every_metafile():
 
 def test_mmengine_finds_shipped_configs(built_package):
     files = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
-    assert files
-    names = [f'acmix_mm::{file.relative_to(ROOT / "configs")}' for file in files]
+    one_of_each_folder = {file.parent: file for file in files}.values()
+    assert one_of_each_folder
+    names = [f'acmix_mm::{file.relative_to(ROOT / "configs")}' for file in one_of_each_folder]
     code = (
         'import sys, acmix_mm\n'
         'from mmengine.config import Config\n'
         'from mmengine.hub import get_config\n'
         'for name in sys.argv[1:]:\n'
         '    config = get_config(name)\n'
-        f'    assert config.filename.startswith({str(built_package)!r}), config.filename\n'
+        "    assert 'acmix_mm/.mim/configs' in config.filename, config.filename\n"
         "    derived = Config.fromstring(f'_base_ = {name!r}', '.py')\n"
         '    assert derived.model == config.model\n'
     )
