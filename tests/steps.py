@@ -8,6 +8,13 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 
 HEIGHT, WIDTH = 96, 128
+# Of each backbone, the smallest that has all its parts.
+SMALL = dict(
+    ACmixResNet=dict(depth=26),
+    ACmixSAN=dict(depth=10),
+    ACmixPVT=dict(num_layers=(1, 1, 1, 1)),
+    ACmixSwin=dict(depths=(2, 2, 2, 2)),
+)
 
 
 def detection_batch(num_classes):
@@ -32,13 +39,13 @@ def segmentation_batch(num_classes):
 
 def num_classes_of(model):
     """The number of classes that the first head of a model config names."""
-    found = [model['num_classes']] if 'num_classes' in model else []
+    found = [model[name] for name in ('num_classes', 'num_things_classes') if name in model]
     parts = [part for part in model.values() if isinstance(part, dict)]
     return next(iter(found + [n for n in map(num_classes_of, parts) if n]), None)
 
 
 def train_and_predict(cfg: Config):
-    """Build the model of a config as a runner does on a CPU, train two steps, predict once.
+    """Build a config's model, but for the backbone's size, train two steps on a CPU, predict once.
 
     Two, since residual branches that start at 0 pass no gradient in the first.
 
@@ -47,7 +54,13 @@ def train_and_predict(cfg: Config):
     """
     torch.manual_seed(0)
     init_default_scope(cfg.default_scope)
-    cfg.model.backbone.init_cfg = None
+    cfg.model.backbone.update(init_cfg=None, **SMALL[cfg.model.backbone.type])
+    if 'num_queries' in cfg.model:  # no more than there are pixels
+        cfg.model.num_queries = 50
+    # Both would pad the small images to those of real training.
+    cfg.model.data_preprocessor.pop('batch_augments', None)
+    if 'size' in cfg.model.data_preprocessor:
+        cfg.model.data_preprocessor.size = (HEIGHT, WIDTH)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     model.init_weights()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)

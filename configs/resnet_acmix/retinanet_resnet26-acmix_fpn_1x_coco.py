@@ -1,0 +1,8 @@
+# RetinaNet, ResNet-26-ACmix, FPN, 12 epochs of COCO.
+#
+#   python tools/train.py configs/resnet_acmix/retinanet_resnet26-acmix_fpn_1x_coco.py
+#
+# No ImageNet weights of ResNet-26 were released, plain or ACmix: it starts from nothing.
+_base_ = './retinanet_resnet50-acmix_fpn_1x_coco.py'
+
+model = dict(backbone=dict(depth=26, frozen_stages=-1, init_cfg=None))

@@ -1,0 +1,20 @@
+# Semantic FPN, ResNet-50-ACmix, 40k iterations of ADE20K.
+#
+#   python tools/train.py configs/resnet_acmix/sem-fpn_resnet50-acmix_8xb4-40k_ade20k-512x512.py
+_base_ = [
+    'mmseg::_base_/models/fpn_r50.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    'mmseg::_base_/schedules/schedule_40k.py',
+    'mmseg::_base_/default_runtime.py',
+    '../_base_/acmix.py',
+    '../_base_/backbones/resnet.py',
+]
+
+
+model = dict(
+    data_preprocessor=dict(size=(512, 512)),
+    pretrained=None,
+    backbone=dict(_delete_=True, **_base_.resnet50),
+    decode_head=dict(num_classes=150),
+)
+optim_wrapper = dict(paramwise_cfg=_base_.paramwise_cfg)

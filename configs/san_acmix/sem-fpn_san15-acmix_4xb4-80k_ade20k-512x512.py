@@ -1,0 +1,6 @@
+# Semantic FPN, SAN-15-ACmix, 80k iterations of ADE20K.
+#
+#   python tools/train.py configs/san_acmix/sem-fpn_san15-acmix_4xb4-80k_ade20k-512x512.py
+_base_ = './sem-fpn_san10-acmix_4xb4-80k_ade20k-512x512.py'
+
+model = dict(backbone=dict(depth=15))

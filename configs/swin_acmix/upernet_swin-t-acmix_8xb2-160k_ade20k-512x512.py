@@ -1,0 +1,11 @@
+# UPerNet, Swin-T-ACmix, 160k iterations of ADE20K.
+#
+#   python tools/train.py configs/swin_acmix/upernet_swin-t-acmix_8xb2-160k_ade20k-512x512.py
+_base_ = [
+    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
+    '../_base_/acmix.py',
+    '../_base_/backbones/swin.py',
+]
+
+model = dict(backbone=dict(_delete_=True, **_base_.swin_tiny) | dict(drop_path_rate=0.3))
+optim_wrapper = dict(paramwise_cfg=_base_.paramwise_cfg)
