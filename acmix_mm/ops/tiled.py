@@ -8,6 +8,7 @@ torch runs fused on every device.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .padding import reflect_pad2d
 
@@ -20,6 +21,19 @@ def neighborhood_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int, scale: float
 ) -> Tensor:
     """See :func:`acmix_mm.ops.neighborhood_attention`."""
+    window = (kernel_size, stride, dilation, scale)
+    if not torch.is_grad_enabled():
+        return _neighborhood_attention(q, k, v, *window)
+    # Keys and values with their halos are several times as large as without: they are made again
+    # in the backward pass instead of kept.
+    return checkpoint(
+        _neighborhood_attention, q, k, v, *window, use_reentrant=False, preserve_rng_state=False
+    )
+
+
+def _neighborhood_attention(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int, scale: float
+) -> Tensor:
     padding = dilation * (kernel_size // 2)
     k, v = (reflect_pad2d(x.flatten(0, 1), padding).unflatten(0, x.shape[:2]) for x in (k, v))
     if dilation == 1 or stride > 1:
