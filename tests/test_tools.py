@@ -1,6 +1,7 @@
 """tools/train.py and tools/test.py, for detection and segmentation, on a handful of images."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -144,6 +145,23 @@ def test_segmentation(train, test, small, tmp_path):
     assert metrics == {name: trained[name] for name in metrics}
     assert len(list((tmp_path / 'maps').glob('*.png'))) == 4
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
+
+
+@pytest.mark.skipif('ACMIX_COCO_MINI' not in os.environ, reason='needs images of COCO')
+def test_real_images(train, tmp_path):
+    sizes = [f'{split}_dataloader.dataset.indices=2' for split in ('train', 'val')]
+    train([
+        str(ROOT / 'configs/mask_rcnn_acmix.py'), '--work-dir', str(tmp_path), '--cfg-options',
+        f'data_root={os.environ["ACMIX_COCO_MINI"]}', *sizes, *in_process('val'),
+        *in_process('train'), 'train_dataloader.dataset.pipeline.2.scale=(160,160)',
+        'val_dataloader.dataset.pipeline.1.scale=(160,160)', 'model.backbone.init_cfg=None',
+        'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
+        'model.test_cfg.rcnn.score_thr=0.0',
+    ])  # fmt: skip
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    step, metrics = map(json.loads, log.read_text().splitlines())
+    assert 0 < step['loss'] < 100
+    assert len([name for name in metrics if name.startswith('coco/')]) == 12
 
 
 def test_missing_data_is_one_message_and_no_traceback(tmp_path):

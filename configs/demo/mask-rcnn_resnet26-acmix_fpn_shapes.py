@@ -32,6 +32,10 @@ param_scheduler = [
 train_dataloader = dict(num_workers=1)
 val_dataloader = dict(num_workers=1)
 test_dataloader = val_dataloader
-default_hooks = dict(logger=dict(interval=25), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(
+    logger=dict(interval=25),
+    checkpoint=dict(max_keep_ckpts=1),
+    visualization=dict(score_thr=0.5),
+)
 auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)
