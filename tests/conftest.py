@@ -1,11 +1,17 @@
 """Fixtures that several tests share."""
 
+import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+
+# Read when Triton is imported: without a GPU, its kernels are tested in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,8 +1,9 @@
 """What the operators accept, and what each backend can run."""
 
+import torch
 from torch import Tensor
 
-from . import cpu
+from . import cpu, triton_attention
 
 
 def check_odd(name: str, value: int) -> None:
@@ -129,6 +130,30 @@ def can_run_cpu(*tensors: Tensor, raise_error: bool = False) -> bool:
     reason = cpu.MISSING
     if reason is None and any(tensor.device.type != 'cpu' for tensor in tensors):
         reason = f'the tensors must be on the CPU, got {tensors[0].device}'
+    return _verdict('cpu', reason, raise_error)
+
+
+_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def can_run_triton(*tensors: Tensor, raise_error: bool = False) -> bool:
+    """The Triton kernels run on NVIDIA GPUs from Ampere on, or in Triton's interpreter."""
+    reason, tensor = triton_attention.MISSING, tensors[0]
+    if reason is None and tensor.dtype not in _TRITON_DTYPES:
+        names = ', '.join(map(str, _TRITON_DTYPES))
+        reason = f'the dtype must be one of {names}, got {tensor.dtype}'
+    if reason is None and triton_attention.INTERPRETED:
+        if tensor.dtype == torch.bfloat16:
+            reason = "Triton's interpreter multiplies bfloat16 wrongly"
+    elif reason is None:
+        if tensor.device.type != 'cuda' or torch.version.hip:
+            reason = f'the tensors must be on an NVIDIA GPU, got {tensor.device}'
+        elif (capability := torch.cuda.get_device_capability(tensor.device)) < (8, 0):
+            reason = f'the GPU must have compute capability 8.0 or higher, got {capability}'
+    return _verdict('triton', reason, raise_error)
+
+
+def _verdict(backend: str, reason: str | None, raise_error: bool) -> bool:
     if reason is not None and raise_error:
-        raise RuntimeError(f"backend 'cpu' cannot run: {reason}")
+        raise RuntimeError(f'backend {backend!r} cannot run: {reason}')
     return reason is None

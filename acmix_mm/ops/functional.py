@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import checks, composed, cpu, reference, tiled
+from . import checks, composed, cpu, reference, tiled, triton_attention
 from .overrides import overridable
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,12 @@ class Backend:
 _NEIGHBORHOOD_ATTENTION = {
     'cpu': Backend(cpu.neighborhood_attention, checks.can_run_cpu, cpu.MISSING is None),
     'tiled': Backend(tiled.neighborhood_attention, checks.can_run_tiled),
+    # Below what runs everywhere, so only by name, until someone has measured it on a GPU.
+    'triton': Backend(
+        triton_attention.neighborhood_attention,
+        checks.can_run_triton,
+        triton_attention.MISSING is None,
+    ),
     'reference': Backend(reference.neighborhood_attention, checks.can_run_reference),
 }
 _SHIFT_CONV = {
@@ -55,7 +61,7 @@ def available_backends(operator: str) -> tuple[str, ...]:
 
     Examples:
         >>> available_backends('neighborhood_attention')
-        (...'tiled', 'reference')
+        (...'tiled', ...'reference')
     """
     return tuple(name for name, backend in _OPERATORS[operator].items() if backend.installed)
 

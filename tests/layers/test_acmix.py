@@ -13,7 +13,8 @@ from acmix_mm.ops import available_backends
 from acmix_mm.registry import MODELS
 
 GOLDEN = ['acmix_k5_h3', 'acmix_k7_s1', 'acmix_k7_s2']
-BACKENDS = available_backends('neighborhood_attention')
+# Without a GPU, Triton is too slow here: see ops/test_triton_attention.py.
+BACKENDS = [b for b in available_backends('neighborhood_attention') if b != 'triton']
 
 
 def randomized(*args, **kwargs) -> ACmix:

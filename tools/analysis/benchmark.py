@@ -222,7 +222,8 @@ def comparisons(suites: Sequence[str], quick: bool) -> list[Comparison]:
 
     found = []
     for name in ('neighborhood_attention', 'shift_conv'):
-        backends = [b for b in available_backends(name) if b != 'reference']
+        # Triton's kernels are for GPUs.
+        backends = [b for b in available_backends(name) if b not in ('reference', 'triton')]
         for stage in ((64, 128, 128), *STAGES):
             found.append(Comparison('operator', (name, *sized(*stage)), (*backends, 'matmul')))
     found += [
