@@ -162,6 +162,7 @@ def test_other_instruction_sets(capability):
     code = """
 import torch
 from acmix_mm.ops import neighborhood_attention, shift_conv
+torch.manual_seed(0)
 tensors = [t.requires_grad_() for t in torch.randn(3, 1, 3, 9, 20, 21).unbind()]
 weights = [t.requires_grad_() for t in (torch.randn(1, 9, 3), torch.randn(1, 27, 9, 3, 3))]
 results = []
@@ -171,7 +172,8 @@ for backend in ('cpu', 'reference'):
     loss = attention.square().sum() + conv.square().mean()
     results.append([attention, conv, *torch.autograd.grad(loss, tensors + weights)])
 for ours, theirs in zip(*results):
-    torch.testing.assert_close(ours, theirs)
+    # Sums of many terms, which single precision rounds according to their order.
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 """
     run_python(code, ATEN_CPU_CAPABILITY=capability)
 
