@@ -91,10 +91,10 @@ class ACmix(BaseModule):
         self.padding = (dilation * (kernel_conv // 2),) * 2
         self.backend = backend
 
-        self.qkv = nn.Conv2d(in_channels, 3 * out_channels, 1)
+        self.qkv = PointwiseConv(in_channels, 3 * out_channels)
         self.mix = PathMix(path_weights)
         if self.mix.uses_attention:
-            self.position = nn.Conv2d(2, self.head_channels, 1)
+            self.position = PointwiseConv(2, self.head_channels)
         if self.mix.uses_convolution:
             self.shift_conv = ShiftConv(
                 3 * num_heads,
@@ -124,7 +124,7 @@ class ACmix(BaseModule):
             Tensor: ``(B, C_out, ceil(H / stride), ceil(W / stride))``.
         """
         maps = self.qkv(x).unflatten(1, (-1, self.head_channels))  # q heads, k heads, v heads
-        return self.mix(lambda: self._attend(maps), lambda: self.shift_conv(maps))
+        return self.mix(lambda: self._attend(maps), lambda weight: self.shift_conv(maps, weight))
 
     def _attend(self, maps: Tensor) -> Tensor:
         q, k, v = maps.chunk(3, 1)
@@ -133,11 +133,40 @@ class ACmix(BaseModule):
             q = q[..., ::stride, ::stride]
         # The logit q_i . (k_j + p_i - p_j) holds q_i . p_i for every j alike: softmax cancels it.
         weight = self.position.weight
-        k = k - self.position(coordinates(*k.shape[-2:], weight.dtype, weight.device))
+        position = self.position(coordinates(*k.shape[-2:], weight.dtype, weight.device))
+        # The small map changes its sign: k - position would do that to the full-size gradient.
+        k = k + -position
         out = neighborhood_attention(
             q, k, v, self.kernel_att, stride, dilation, backend=self.backend
         )
         return out.flatten(1, 2)
+
+
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution, on CPUs as the matrix product that it is.
+
+    There oneDNN would reorder the whole map before and after. The result is contiguous.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+
+    Examples:
+        >>> PointwiseConv(3, 8)(torch.rand(2, 3, 5, 6)).shape
+        torch.Size([2, 8, 5, 6])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W)."""
+        if x.device.type != 'cpu':
+            return super().forward(x)
+        assert self.bias is not None
+        weight = self.weight.flatten(1).expand(len(x), -1, -1)
+        out = torch.baddbmm(self.bias.unsqueeze(1), weight, x.flatten(2))
+        return out.unflatten(2, x.shape[2:])
 
 
 @cached_per_size

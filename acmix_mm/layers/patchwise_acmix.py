@@ -108,7 +108,7 @@ class PatchwiseACmix(BaseModule):
         """
         qkv = self.qkv(x)
         maps = qkv.unflatten(1, (-1, self.rel_channels))  # one of q, one of k, the others of v
-        return self.mix(lambda: self._attend(qkv), lambda: self.shift_conv(maps))
+        return self.mix(lambda: self._attend(qkv), lambda weight: self.shift_conv(maps, weight))
 
     def _attend(self, qkv: Tensor) -> Tensor:
         rel, size = self.rel_channels, self.kernel_att

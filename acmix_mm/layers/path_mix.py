@@ -28,7 +28,7 @@ class PathMix(nn.Module):
 
     Examples:
         >>> mix = PathMix((1, 1))
-        >>> mix(lambda: torch.ones(2), lambda: torch.ones(2))
+        >>> mix(lambda: torch.ones(2), lambda weight: weight * torch.ones(2))
         tensor([2., 2.])
     """
 
@@ -53,23 +53,31 @@ class PathMix(nn.Module):
         for weight in self.parameters():
             nn.init.constant_(weight, 0.5)
 
-    def forward(self, attention: Callable[[], Tensor], convolution: Callable[[], Tensor]) -> Tensor:
+    def forward(
+        self, attention: Callable[[], Tensor], convolution: Callable[[Tensor | float], Tensor]
+    ) -> Tensor:
         """Weigh the results of two functions, calling only those that count.
 
         Args:
             attention: Returns the attention path, of any shape.
-            convolution: Returns the convolution path, of the same shape.
+            convolution: Returns the convolution path, of the same shape, times the weight that it
+                is given: the path is linear, so that it can weigh its few parameters instead of
+                its map.
 
         Returns:
             Tensor: The weighted sum.
         """
         beta = 1 - self.alpha if self.beta is None else self.beta
-        paths = []
-        if self.uses_attention:
-            paths.append(_weigh(self.alpha, attention()))
-        if self.uses_convolution:
-            paths.append(_weigh(beta, convolution()))
-        return sum(paths[1:], paths[0])
+        if not self.uses_attention:
+            return convolution(beta)
+        path = attention()
+        # Under autocast the paths are in half precision and the parameters are not.
+        alpha = self.alpha if isinstance(self.alpha, float) else self.alpha.to(path.dtype)
+        if not self.uses_convolution:
+            return path if alpha == 1 else alpha * path
+        if isinstance(alpha, float):
+            return torch.add(convolution(beta), path, alpha=alpha)
+        return torch.addcmul(convolution(beta), path, alpha)
 
     def extra_repr(self) -> str:
         """The option, as ``print(module)`` shows it."""
@@ -85,10 +93,3 @@ def _fixed(weights: PathWeights) -> tuple[float, float]:
         )
     alpha, beta = map(float, weights)
     return alpha, beta
-
-
-def _weigh(weight: Tensor | float, path: Tensor) -> Tensor:
-    if isinstance(weight, float):
-        return path if weight == 1 else weight * path
-    # Under autocast the paths are in half precision and the parameters are not.
-    return weight.to(path.dtype) * path

@@ -96,19 +96,25 @@ class ShiftConv(nn.Module):
         with torch.no_grad():
             self.kernel.copy_(shifts)
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, weight: Tensor | float = 1.0) -> Tensor:
         """Run the convolution path.
 
         Args:
             maps: ``(B, M, G, H, W)``.
+            weight: Of the path: a number, or a tensor of one element.
 
         Returns:
             Tensor: ``(B, C, ceil(H / stride), ceil(W / stride))``.
         """
+        fc_weight: Tensor = self.fc_weight
+        fc_bias: Tensor | None = self.fc_bias
+        if isinstance(weight, Tensor) or weight != 1:
+            fc_weight = weight * fc_weight
+            fc_bias = None if fc_bias is None else weight * fc_bias
         return shift_conv(
             maps,
-            self.fc_weight,
-            self.fc_bias,
+            fc_weight,
+            fc_bias,
             self.kernel.unflatten(0, (len(self.fc_weight), -1)),
             self.stride,
             self.dilation,

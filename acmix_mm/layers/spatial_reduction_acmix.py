@@ -113,7 +113,7 @@ class SpatialReductionACmix(BaseModule):
                 qkv[..., :channels],
                 qkv[..., channels:] if self.sr_ratio == 1 else self._reduced_kv(x),
             ),
-            lambda: self._convolve(qkv),
+            lambda weight: self._convolve(qkv, weight),
         )
         return self.proj_drop(out)
 
@@ -142,6 +142,6 @@ class SpatialReductionACmix(BaseModule):
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop_rate)
         return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, size)
 
-    def _convolve(self, qkv: Tensor) -> Tensor:
+    def _convolve(self, qkv: Tensor, weight: Tensor | float) -> Tensor:
         maps = qkv.unflatten(-1, (3 * self.num_heads, -1))  # q heads, k heads, v heads
-        return self.shift_conv(maps.permute(0, 3, 4, 1, 2)).permute(0, 2, 3, 1)
+        return self.shift_conv(maps.permute(0, 3, 4, 1, 2), weight).permute(0, 2, 3, 1)

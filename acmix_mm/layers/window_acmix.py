@@ -140,7 +140,7 @@ class WindowACmix(BaseModule):
             qkv = self._project(_roll(x, shifts))
             out = self.mix(
                 lambda: self._attend(qkv, size, shifts),
-                lambda: self._convolve(qkv),
+                lambda weight: self._convolve(qkv, weight),
             )
             out = _roll_back(out, shifts)[:, :height, :width]
         else:
@@ -149,7 +149,7 @@ class WindowACmix(BaseModule):
                 lambda: _roll_back(self._attend(_roll(qkv, shifts), size, shifts), shifts)[
                     :, :height, :width
                 ],
-                lambda: self._convolve(qkv[:, :height, :width]),
+                lambda weight: self._convolve(qkv[:, :height, :width], weight),
             )
         return self.proj_drop(out)
 
@@ -172,10 +172,10 @@ class WindowACmix(BaseModule):
         split = (p.unflatten(0, (-1, self.head_channels)) for p in parameters)
         return F.linear(x, *(p.transpose(0, 1).flatten(0, 1) for p in split))
 
-    def _convolve(self, qkv: Tensor) -> Tensor:
+    def _convolve(self, qkv: Tensor, weight: Tensor | float) -> Tensor:
         """(B, H, W, 3 C) -> (B, H, W, C)."""
         maps = qkv.unflatten(-1, (self.head_channels, -1)).permute(0, 4, 3, 1, 2)
-        return self.shift_conv(maps).permute(0, 2, 3, 1)
+        return self.shift_conv(maps, weight).permute(0, 2, 3, 1)
 
     def _attend(self, qkv: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
         """Attention in the windows, and projection.

@@ -4,14 +4,14 @@ import torch
 from acmix_mm.layers import PathMix
 
 
-def must_not_run():
+def must_not_run(*_):
     raise AssertionError('a path with fixed weight 0 was computed')
 
 
 def test_learned_weights_start_at_half_and_get_gradients():
     mix = PathMix()
     attention, convolution = torch.randn(2, 5)
-    mix(lambda: attention, lambda: convolution).sum().backward()
+    mix(lambda: attention, lambda weight: weight * convolution).sum().backward()
     assert mix.alpha.item() == mix.beta.item() == 0.5
     torch.testing.assert_close(mix.alpha.grad, attention.sum().view(1))
     torch.testing.assert_close(mix.beta.grad, convolution.sum().view(1))
@@ -20,13 +20,13 @@ def test_learned_weights_start_at_half_and_get_gradients():
 def test_complementary():
     mix = PathMix('complementary')
     torch.nn.init.constant_(mix.alpha, 0.3)
-    out = mix(lambda: torch.ones(2), lambda: 2 * torch.ones(2))
+    out = mix(lambda: torch.ones(2), lambda weight: weight * 2 * torch.ones(2))
     torch.testing.assert_close(out, torch.full((2,), 0.3 * 1 + 0.7 * 2))
     assert [name for name, _ in mix.named_parameters()] == ['alpha']
 
 
 def test_fixed_pairs_have_no_parameters_and_skip_zero_paths():
-    one, two = (lambda: torch.ones(2)), (lambda: 2 * torch.ones(2))
+    one, two = (lambda: torch.ones(2)), (lambda weight: weight * 2 * torch.ones(2))
     assert PathMix((1, 0))(one, must_not_run).tolist() == [1, 1]
     assert PathMix((0, 1))(must_not_run, two).tolist() == [2, 2]
     assert PathMix([0.5, 2])(one, two).tolist() == [4.5, 4.5]
@@ -40,5 +40,6 @@ def test_refuses(weights):
 
 
 def test_half_precision_paths_stay_half():
-    out = PathMix()(lambda: torch.ones(2).bfloat16(), lambda: torch.ones(2).bfloat16())
+    half = torch.ones(2, dtype=torch.bfloat16)
+    out = PathMix()(lambda: half, lambda weight: weight.to(half.dtype) * half)
     assert out.dtype == torch.bfloat16
