@@ -1,11 +1,8 @@
-"""The compiled kernels: gradients by hand, their registration in torch, and life without them."""
-
-import os
-import subprocess
-import sys
+"""The compiled kernels: gradients by hand, and their registration in torch."""
 
 import pytest
 import torch
+from fresh_process import run_python
 from torch import Tensor
 
 from acmix_mm.ops import available_backends, cpu, neighborhood_attention, shift_conv
@@ -178,39 +175,9 @@ for ours, theirs in zip(*results):
     run_python(code, ATEN_CPU_CAPABILITY=capability)
 
 
-def test_package_works_without_the_kernels():
-    code = """
-import sys
-sys.modules['acmix_mm.ops._C'] = None
-import torch
-from acmix_mm.ops import available_backends, neighborhood_attention
-q, k, v = torch.randn(3, 1, 2, 4, 5, 6).unbind()
-assert 'cpu' not in available_backends('neighborhood_attention')
-assert neighborhood_attention(q, k, v, 3).shape == q.shape
-try:
-    neighborhood_attention(q, k, v, 3, backend='cpu')
-except RuntimeError as error:
-    assert '--no-build-isolation' in str(error), error
-else:
-    raise SystemExit('no error')
-"""
-    run_python(code)
-
-
 @needs_kernels
 def test_refuses_other_devices():
     q, k, v = torch.empty(3, 1, 2, 4, 5, 6, device='meta').unbind()
     with pytest.raises(RuntimeError, match='must be on the CPU, got meta'):
         neighborhood_attention(q, k, v, 3, backend='cpu')
     assert available_backends('neighborhood_attention')[0] == 'cpu'
-
-
-def run_python(code: str, **environment: str) -> None:
-    result = subprocess.run(
-        [sys.executable, '-c', code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from fresh_process import run_python
 from torch import Tensor
 
 from acmix_mm.ops import available_backends, neighborhood_attention, shift_conv
@@ -175,6 +176,28 @@ def test_shift_conv_refuses(change, says):
     )
     with pytest.raises(ValueError, match=says):
         shift_conv(**(good | change))
+
+
+@pytest.mark.parametrize(
+    ('module', 'backend', 'says'),
+    [
+        ('acmix_mm.ops._C', 'cpu', '--no-build-isolation'),
+        ('triton', 'triton', 'triton is not installed'),
+    ],
+)
+def test_works_without_optional_backends(module, backend, says):
+    code = f"""
+import sys
+sys.modules[{module!r}] = None
+import pytest, torch
+from acmix_mm.ops import available_backends, neighborhood_attention
+q, k, v = torch.randn(3, 1, 2, 4, 5, 6).unbind()
+assert {backend!r} not in available_backends('neighborhood_attention')
+assert neighborhood_attention(q, k, v, 3).shape == q.shape
+with pytest.raises(RuntimeError, match="backend '{backend}' cannot run: .*{says}"):
+    neighborhood_attention(q, k, v, 3, backend={backend!r})
+"""
+    run_python(code)
 
 
 def test_unknown_operator():
