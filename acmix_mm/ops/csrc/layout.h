@@ -45,6 +45,30 @@ struct Layout {
   // Column c of the padded map in a row of scratch memory.
   INLINE int64_t column(int64_t c) const { return c % stride * plane + c / stride; }
 
+  // Deals a row of `count` pixels to the planes, from column `first` of the padded map on.
+  INLINE void deal(const T* from, int64_t pixel_stride, int64_t count, int64_t first, T* to) const {
+    if (stride == 1 && pixel_stride == 1) {
+      std::memcpy(to + first, from, count * sizeof(T));
+      return;
+    }
+    for (int64_t start = 0; start < stride; ++start) {
+      T* place = to + column(first + start);
+      for (int64_t x = start; x < count; x += stride) *place++ = from[x * pixel_stride];
+    }
+  }
+
+  // The other way round.
+  INLINE void collect(const T* from, int64_t count, int64_t first, T* to) const {
+    if (stride == 1) {
+      std::memcpy(to, from + first, count * sizeof(T));
+      return;
+    }
+    for (int64_t start = 0; start < stride; ++start) {
+      const T* place = from + column(first + start);
+      for (int64_t x = start; x < count; x += stride) to[x] = *place++;
+    }
+  }
+
   // Calls `run(y, rows)` for the chunks of a band: rows y, y + step, ..., counted in the band.
   template <typename F>
   INLINE void for_each_chunk(int64_t band_rows, F run) const {

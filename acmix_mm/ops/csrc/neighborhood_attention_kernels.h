@@ -141,11 +141,7 @@ class Band {
 
   void copy_key_row(const T* from, int64_t column_stride, T* to) const {
     const int64_t padding = shape_.padding(), width = shape_.width;
-    if (shape_.stride == 1 && column_stride == 1) {
-      std::memcpy(to + padding, from, width * sizeof(T));
-    } else {
-      for (int64_t x = 0; x < width; ++x) to[layout_.column(x + padding)] = from[x * column_stride];
-    }
+    layout_.deal(from, column_stride, width, padding, to);
     for (int64_t x = 1; x <= padding; ++x) {
       to[layout_.column(padding - x)] = from[reflect(-x, width) * column_stride];
       to[layout_.column(padding + width - 1 + x)] = from[reflect(width - 1 + x, width) * column_stride];
@@ -594,11 +590,7 @@ class BackwardBand : Band<T> {
   void write_row(const T* from, T* to, int64_t channel_stride) const {
     const int64_t padding = shape_.padding(), width = shape_.width;
     for (int64_t c = 0; c < shape_.channels; ++c) {
-      if (shape_.stride == 1) {
-        std::memcpy(to, from + padding, width * sizeof(T));
-      } else {
-        for (int64_t x = 0; x < width; ++x) to[x] = from[layout_.column(x + padding)];
-      }
+      layout_.collect(from, width, padding, to);
       for (int64_t x = 1; x <= padding; ++x) {
         to[reflect(-x, width)] += from[layout_.column(padding - x)];
         to[reflect(width - 1 + x, width)] += from[layout_.column(padding + width - 1 + x)];

@@ -33,7 +33,8 @@ class ConvBand {
 
   int64_t source_size() const { return shape_.covered_rows(shape_.band_rows()) * layout_.key_row; }
 
-  // The border's columns are 0 from the start and stay so.
+  // The border's columns, and those between spread inputs, are 0 from the start and stay so. A
+  // strided convolution is never spread.
   void copy_inputs(const Maps<const T>& maps, int64_t spread, bool constant, T* to) const {
     const int64_t given = shape_.inputs - constant;
     for (int64_t r = 0; r < shape_.covered_rows(rows_); ++r, to += layout_.key_row) {
@@ -56,12 +57,10 @@ class ConvBand {
 
   void copy_row(const T* from, int64_t column_stride, int64_t spread, T* to) const {
     const int64_t padding = shape_.padding();
-    if (shape_.stride == 1 && spread == 1 && column_stride == 1) {
-      std::memcpy(to + padding, from, shape_.width * sizeof(T));
+    if (spread == 1) {
+      layout_.deal(from, column_stride, shape_.width, padding, to);
     } else {
-      for (int64_t x = 0; x < shape_.width; ++x) {
-        to[layout_.column(padding + spread * x)] = from[x * column_stride];
-      }
+      for (int64_t x = 0; x < shape_.width; ++x) to[padding + spread * x] = from[x * column_stride];
     }
   }
 
