@@ -139,6 +139,8 @@ class ACmixResNet(BaseModule):
         drop_path_rate: Of the last block; it grows linearly from 0 over the blocks.
         with_cp: Recompute blocks in the backward pass instead of keeping their activations.
         zero_init_residual: Start every residual branch at 0.
+        pretrained: A checkpoint; short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
+            mmseg's segmentors hand their own ``pretrained`` on to it.
         init_cfg: Of :class:`mmengine.model.BaseModule`. ``dict(type='Pretrained', ...)`` takes our
             checkpoints, released ResNet-ACmix classifiers and, except for the 3x3 convolutions,
             plain ResNets of torchvision.
@@ -178,8 +180,16 @@ class ACmixResNet(BaseModule):
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
         zero_init_residual: bool = True,
+        pretrained: str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        if pretrained and init_cfg:
+            raise ValueError(
+                f'ACmixResNet: pretrained={pretrained!r} and init_cfg={init_cfg!r} both say where '
+                'to start; set one of them to None'
+            )
+        if pretrained:
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg or _default_init_cfg())
         if depth not in self.blocks_of_depth:
             raise ValueError(

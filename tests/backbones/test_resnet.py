@@ -174,6 +174,7 @@ def test_other_norms():
         (dict(frozen_stages=5), 'frozen_stages must be .* got 5'),
         (dict(strides=(1, 2)), r'strides must have 4 values, one a stage, got \(1, 2\)'),
         (dict(stage_with_acmix=(True,)), 'stage_with_acmix must have 4 values'),
+        (dict(pretrained='a.pth', init_cfg=dict(type='Normal')), "pretrained='a.pth' and init_cfg"),
         (dict(base_channels=6), 'multiple of num_heads=4, got 6'),
     ],
 )
@@ -233,6 +234,14 @@ class TestCheckpoints:
         x = torch.randn(2, 3, 32, 32)
         for ours, theirs in zip(target.eval()(x), source.eval()(x), strict=True):
             assert torch.equal(ours, theirs)
+
+    def test_pretrained_is_short_for_init_cfg(self, tmp_path):
+        source = randomized()
+        torch.save(source.state_dict(), tmp_path / 'ours.pth')
+        target = ACmixResNet(26, base_channels=8, pretrained=str(tmp_path / 'ours.pth'))
+        target.init_weights()
+        for name, tensor in source.state_dict().items():
+            assert torch.equal(target.state_dict()[name], tensor), name
 
     def test_other_networks_are_refused(self):
         with pytest.raises(ValueError, match='ACmixResNet cannot load this checkpoint'):
