@@ -103,8 +103,9 @@ class ACmixBottleneck(BaseModule):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.norm1(self.conv1(x)))
         x = self.relu(self.norm2(self.conv2(x)))
-        x = self.norm3(self.conv3(x))
-        return self.relu(shortcut + self.drop_path(x))
+        x = self.drop_path(self.norm3(self.conv3(x)))
+        x += shortcut  # in place: this is the largest map of the block
+        return self.relu(x)
 
 
 @MODELS.register_module()

@@ -264,7 +264,8 @@ class ForwardBand : Band<T> {
     scratch_.add(&v_, Base::key_size());
     scratch_.add(&q_, Base::query_size());
     scratch_.add(&weights_, ROWS * positions_ * lanes);
-    scratch_.allocate();
+    // Whatever lies beyond the map only reaches lanes that are not stored.
+    scratch_.allocate_uninitialized();
     taps_.add(&key_taps_, shape_.kernel_size);
     taps_.add(&weight_taps_, shape_.kernel_size);
     taps_.allocate();

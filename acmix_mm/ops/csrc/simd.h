@@ -97,7 +97,7 @@ constexpr int64_t row_distance(int64_t width) {
   return (round_up(width, line) / line | 1) * line;
 }
 
-// Memory of one thread in parts, each from the start of a cache line and filled with zeros.
+// Memory of one thread in parts, each from the start of a cache line.
 template <typename T>
 class Scratch {
  public:
@@ -106,7 +106,7 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  // `allocate` will set *part to `size` elements.
+  // `allocate` sets *part to `size` elements, filled with zeros.
   void add(T** part, int64_t size) {
     parts_[count_] = part;
     begins_[count_++] = total_;
@@ -114,9 +114,13 @@ class Scratch {
   }
 
   void allocate() {
+    allocate_uninitialized();
+    std::memset(data_, 0, total_ * sizeof(T));
+  }
+
+  void allocate_uninitialized() {
     data_ = static_cast<T*>(std::aligned_alloc(64, total_ * sizeof(T)));
     if (data_ == nullptr) std::abort();
-    std::memset(data_, 0, total_ * sizeof(T));
     for (int i = 0; i < count_; ++i) *parts_[i] = data_ + begins_[i];
   }
 
