@@ -1,18 +1,17 @@
 """Measure ACmix against the released formula, plain convolutions and plain backbones.
 
-    python tools/analysis/benchmark.py [--out work_dirs/benchmark] [--suites layer ...] [--quick]
+    python tools/analysis/benchmark.py [--suites layer ...] [--quick] [--page docs/performance.md]
 
 Candidates of a comparison run in turn (A B A B ...) in one process; what counts is the median of
 their ratios within a round, given with its quartiles: a busy machine slows both sides of a ratio.
-Peak memory is that of a fresh process for each candidate. Writes ``benchmark.json``,
-``benchmark.md`` and ``scaling.png`` and prints the table.
+Peak memory is that of a fresh process for each candidate, which needs Linux. Writes ``benchmark.json``,
+``benchmark.md`` and ``scaling.png`` to ``--out``, puts the tables into ``--page`` and prints them.
 """
 
 import argparse
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,10 @@ FORWARD, BOTH = 'forward', 'forward + backward'
 # Middle layers of ResNet-50's stages on an 800x1336 image: (C, H, W).
 STAGES = ((64, 200, 334), (128, 100, 167), (256, 50, 84), (512, 25, 42))
 SCALING_SIDES = (64, 128, 256, 512)
+MARKS = (
+    '<!-- figures: written by tools/analysis/benchmark.py -->\n',
+    '<!-- figures: end -->\n',
+)
 MATMUL_SIDE = 1024
 MATMUL_FLOPS = 2 * MATMUL_SIDE**3
 
@@ -309,7 +312,7 @@ def compare(comparison: Comparison, rounds: int) -> list[Measurement]:
         first = seconds[comparison.candidates[0]]
         for name, times in seconds.items():
             ratios = [time / base for time, base in zip(times, first, strict=True)]
-            quarters = statistics.quantiles(ratios, n=4)
+            quarters = statistics.quantiles(ratios, n=4, method='inclusive')
             measured.append(
                 Measurement(
                     str(comparison),
@@ -357,11 +360,16 @@ def print_peak_bytes(suite: str, candidate: str, *arguments: Any) -> None:
     # The libraries load their code and their pools of threads on first use.
     prepare((module, (1, shape[1], 8, 8)), BOTH)()
     function = prepare((module, shape), BOTH)
-    idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak
+    idle = process_bytes('VmRSS')
     function()
-    # At least a page: small maps fit into memory that the libraries have left free.
-    kibibytes = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle, 4)
-    print(kibibytes * 1024)
+    print(process_bytes('VmHWM') - idle)
+
+
+def process_bytes(entry: str) -> int:
+    """Memory of this process as Linux reports it."""
+    status = Path('/proc/self/status').read_text()
+    return 1024 * int(status.split(f'{entry}:')[1].split()[0])
 
 
 def measure_memory(comparison: Comparison) -> list[dict]:
@@ -592,6 +600,18 @@ def targets(results: Results, listed: list[Comparison]) -> str:
     return table(('figure', 'target', 'measured', 'reached'), rows)
 
 
+def put_between_marks(page: str, text: str) -> str:
+    """A page with a new text between its marks.
+
+    Raises:
+        ValueError: A mark is not there once.
+    """
+    begin, end = MARKS
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f'the page must have the lines {begin.strip()!r} and {end.strip()!r} once')
+    return page.split(begin)[0] + begin + text + end + page.split(end)[1]
+
+
 def describe_machine(rounds: int) -> dict[str, Any]:
     """What the numbers depend on."""
     return dict(
@@ -609,6 +629,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     suites = [*BUILDERS, 'scaling']
     parser.add_argument('--suites', nargs='+', choices=suites, default=suites)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))
+    parser.add_argument('--page', type=Path, help='a Markdown page to put the tables into')
     parser.add_argument('--rounds', type=int, default=15, help='of every comparison, at least 2')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--quick', action='store_true', help='maps of an eighth of the size')
@@ -640,6 +661,8 @@ def main(argv: list[str] | None = None) -> None:
         markdown = f'{targets(results, listed)}\n{markdown}'
     (args.out / 'benchmark.json').write_text(results.to_json())
     (args.out / 'benchmark.md').write_text(markdown)
+    if args.page:
+        args.page.write_text(put_between_marks(args.page.read_text(), markdown))
     print(markdown)
 
 

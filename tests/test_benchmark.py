@@ -1,0 +1,78 @@
+"""The benchmark measures what it says."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / 'tools' / 'analysis' / 'benchmark.py'
+
+
+@pytest.fixture(scope='module')
+def benchmark():
+    spec = importlib.util.spec_from_file_location('benchmark', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['benchmark'] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules['benchmark']
+
+
+def test_released_formula_computes_what_our_layer_does(benchmark):
+    released, shape = benchmark.layer_case('released', 8, 9, 10)
+    with torch.no_grad():
+        for parameter in released.parameters():
+            parameter.normal_()
+    released.double()
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(released(x), released.layer(x))
+
+
+def test_ratios_quartiles_and_order(benchmark):
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in 'ab'}
+    seconds = benchmark.time_in_turn(functions, 2)
+    assert calls == ['a', 'b', 'a', 'b', 'b', 'a']
+    assert {name: len(times) for name, times in seconds.items()} == {'a': 2, 'b': 2}
+
+
+def test_exponent_of_a_power_law(benchmark):
+    rows = [dict(side=side, value=3 * (side**2) ** 1.25) for side in (4, 8, 32)]
+    assert benchmark.fitted_exponent(rows, 'value') == pytest.approx(1.25)
+
+
+def test_saved_bytes_count_every_storage_once(benchmark):
+    class Twice(torch.nn.Module):
+        def forward(self, x):
+            return x * x.view(-1) + x * x
+
+    assert benchmark.saved_bytes((Twice(), (100,))) == (400, 400)
+
+
+def test_peak_memory_of_the_released_formula_is_higher(benchmark):
+    comparison = benchmark.Comparison('layer', (16, 96, 96), ('acmix', 'released'))
+    ours, released = (benchmark.peak_bytes(comparison, name) for name in comparison.candidates)
+    assert released > 4 * ours > 0
+
+
+def test_writes_json_markdown_and_page(benchmark, tmp_path):
+    page = tmp_path / 'page.md'
+    page.write_text('before\n' + ''.join(benchmark.MARKS) + 'after\n')
+    threads = str(torch.get_num_threads())
+    options = ['--quick', '--rounds', '2', '--suites', 'operator', '--threads', threads]
+    benchmark.main([*options, '--out', str(tmp_path), '--page', str(page)])
+    results = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert results['machine']['matmul_gflops'] > 0
+    assert {row['mode'] for row in results['times']} == {'forward', 'forward + backward'}
+    markdown = (tmp_path / 'benchmark.md').read_text()
+    assert 'operator shift_conv 64x16x16' in markdown
+    assert page.read_text().startswith('before\n')
+    assert markdown in page.read_text()
+
+
+def test_page_without_marks_is_refused(benchmark):
+    with pytest.raises(ValueError, match='must have the lines'):
+        benchmark.put_between_marks('', 'text')
