@@ -17,16 +17,14 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets import check_data
+from .distributed import check_fsdp, join_cpu_processes, use_cpu_processes
 from .weights import check_checkpoints
 
 
-def argument_parser(description: str) -> ArgumentParser:
-    """A parser with the config and the options that training and testing share."""
+def config_parser(description: str) -> ArgumentParser:
+    """A parser with the config and the option that changes it."""
     parser = ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)'
-    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -36,6 +34,15 @@ def argument_parser(description: str) -> ArgumentParser:
         help='override parts of the config, such as train_dataloader.batch_size=4 or '
         'model.backbone.out_indices="(1,2,3)"; data_root=FOLDER moves every path below '
         "the config's data_root",
+    )
+    return parser
+
+
+def argument_parser(description: str) -> ArgumentParser:
+    """A parser with the config and the options that training and testing share."""
+    parser = config_parser(description)
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)'
     )
     parser.add_argument(
         '--launcher',
@@ -48,9 +55,8 @@ def argument_parser(description: str) -> ArgumentParser:
     return parser
 
 
-def load_config(args: Namespace) -> Config:
-    """Read the config that the arguments name, with their changes made, fit for this machine."""
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+def read_config(args: Namespace) -> Config:
+    """Read the config that the arguments name, with their changes made."""
     if not os.path.isfile(args.config):
         sys.exit(f'There is no config {args.config}, seen from {Path.cwd()}.')
     cfg = Config.fromfile(args.config)
@@ -58,12 +64,21 @@ def load_config(args: Namespace) -> Config:
     if 'data_root' in options:
         cfg = move_data_root(cfg, options.pop('data_root'))
     cfg.merge_from_dict(options)
+    return cfg
+
+
+def load_config(args: Namespace) -> Config:
+    """Read the config that the arguments of a run name, changed and fit for this machine."""
+    os.environ.setdefault('LOCAL_RANK', os.environ.get('SLURM_LOCALID', str(args.local_rank)))
+    cfg = read_config(args)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if get_device() == 'cpu':
         for split in ('train', 'val', 'test'):
             if (cfg.get(f'{split}_dataloader') or {}).get('pin_memory'):
                 cfg[f'{split}_dataloader'].pin_memory = False
+        use_cpu_processes(cfg)
+    check_fsdp(cfg)
     return cfg
 
 
@@ -123,4 +138,6 @@ def require_inputs(cfg: Config, splits: Iterable[str], checkpoints: Iterable[str
 
 def build_runner(cfg: Config) -> Runner:
     """The runner that the config asks for, mmengine's own if it names none."""
+    if cfg.launcher != 'none' and get_device() == 'cpu':
+        join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -1,0 +1,106 @@
+"""Processes that work together: on CPUs, where mmengine takes GPUs for granted, and with FSDP."""
+
+import sys
+from datetime import timedelta
+
+import torch.distributed
+from mmengine.config import Config
+from torch import nn
+
+from ..backbones.resnet import ACmixBottleneck
+from ..backbones.san import ACmixSANBlock
+from ..backbones.transformer import TransformerBlock
+
+
+def use_cpu_processes(cfg: Config) -> None:
+    """Make a config of several processes say what CPUs need: gloo, and wrappers without a GPU.
+
+    Args:
+        cfg: Changed in place; left alone unless a launcher is named.
+
+    Examples:
+        >>> cfg = Config(dict(launcher='pytorch'))
+        >>> use_cpu_processes(cfg)
+        >>> cfg.env_cfg.dist_cfg.backend, cfg.model_wrapper_cfg.device_ids
+        ('gloo', None)
+    """
+    if cfg.launcher == 'none':
+        return
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    # Unless told, mmengine's wrappers take the rank on this machine for the number of a GPU.
+    ddp = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+        device_ids=None,
+    )
+    if cfg.get('runner_type') != 'FlexibleRunner':
+        cfg.model_wrapper_cfg = {**ddp, **cfg.get('model_wrapper_cfg', {})}
+    elif _uses_fsdp(cfg):
+        cfg.merge_from_dict({'strategy.model_wrapper.device_id': 'cpu'})
+    else:
+        cfg.merge_from_dict({'strategy': dict(type='DDPStrategy', model_wrapper=ddp)})
+
+
+def join_cpu_processes(cfg: Config) -> None:
+    """Join the processes of a job without GPUs.
+
+    mmengine gives each process a GPU before it joins, and fails where there is none; of a process
+    that has joined it asks nothing.
+
+    Args:
+        cfg: A config that :func:`use_cpu_processes` has seen.
+    """
+    if cfg.launcher != 'pytorch':
+        sys.exit(
+            f'--launcher {cfg.launcher}: on machines without accelerators, processes are started '
+            'by torchrun (tools/dist_train.sh, tools/dist_test.sh).'
+        )
+    options = dict(cfg.env_cfg.dist_cfg)
+    if 'timeout' in options:
+        options['timeout'] = timedelta(seconds=options['timeout'])
+    torch.distributed.init_process_group(**options)
+
+
+def check_fsdp(cfg: Config) -> None:
+    """End the process with one message if a config asks for FSDP in a way that it cannot work.
+
+    Args:
+        cfg: With or without FSDP.
+    """
+    if not _uses_fsdp(cfg):
+        return
+    if cfg.launcher == 'none':
+        sys.exit(
+            'FSDP shards a model over processes: start them with tools/dist_train.sh. A checkpoint '
+            "is tested without, with the config that does not have FSDP's strategy."
+        )
+    clip_grad = cfg.get('optim_wrapper', {}).get('clip_grad')
+    if clip_grad and clip_grad.get('type', 'norm') == 'norm':
+        sys.exit(
+            f'FSDP: mmengine would clip the norm of each shard instead of that of all ({clip_grad}'
+            "). Set optim_wrapper.clip_grad=None, or clip values: dict(type='value', "
+            'clip_value=...).'
+        )
+
+
+def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """FSDP's ``auto_wrap_policy``: a shard for each block of an ACmix backbone, and one for the rest.
+
+    Necks and heads are not split: others call their ``loss`` and ``predict``, and FSDP gathers
+    parameters for ``forward`` alone.
+
+    Args:
+        module: That FSDP asks about.
+        recurse: Whether it asks to look inside, not to wrap.
+        nonwrapped_numel: How many parameters there are to shard.
+
+    Examples:
+        >>> wrap_blocks(nn.Linear(2, 2), recurse=False, nonwrapped_numel=6)
+        False
+    """
+    return recurse or isinstance(module, ACmixBottleneck | ACmixSANBlock | TransformerBlock)
+
+
+def _uses_fsdp(cfg: Config) -> bool:
+    return (cfg.get('strategy') or {}).get('type') == 'FSDPStrategy'
