@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine import _strategy
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, checkpoint
@@ -64,7 +65,28 @@ def _safe_globals() -> list[Any]:
     return [HistoryBuffer, getattr, np.ndarray, np.dtype, *dtypes, *functions]
 
 
+def resume_sharded_optimizers() -> None:
+    """Lets mmengine's FSDP strategy resume.
+
+    It passes by position what newer versions of torch take in another order.
+    """
+    if hasattr(_strategy, 'FSDPStrategy'):  # not where torch was built without its `distributed`
+        _strategy.FSDPStrategy.load_optim_state_dict = _load_sharded_optimizer
+
+
+def _load_sharded_optimizer(strategy: Any, state_dict: dict) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    shard = FullyShardedDataParallel.optim_state_dict_to_load(
+        model=strategy.model,
+        optim=strategy.optim_wrapper.optimizer,
+        optim_state_dict=state_dict,
+    )
+    strategy.optim_wrapper.load_state_dict(shard)
+
+
 def adapt_mmengine() -> None:
     """Applies all of the mends."""
     register_config_names()
     allow_checkpoint_contents()
+    resume_sharded_optimizers()

@@ -28,18 +28,24 @@ def use_cpu_processes(cfg: Config) -> None:
         return
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
     # Unless told, mmengine's wrappers take the rank on this machine for the number of a GPU.
-    ddp = dict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-        device_ids=None,
-    )
-    if cfg.get('runner_type') != 'FlexibleRunner':
-        cfg.model_wrapper_cfg = {**ddp, **cfg.get('model_wrapper_cfg', {})}
-    elif _uses_fsdp(cfg):
-        cfg.merge_from_dict({'strategy.model_wrapper.device_id': 'cpu'})
-    else:
-        cfg.merge_from_dict({'strategy': dict(type='DDPStrategy', model_wrapper=ddp)})
+    if not _uses_fsdp(cfg):
+        ddp = dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+            device_ids=None,
+        )
+        cfg.model_wrapper_cfg = ddp | dict(cfg.get('model_wrapper_cfg', {}))
+        return
+    cfg.merge_from_dict({'strategy.model_wrapper.device_id': 'cpu'})
+    if cfg.strategy.get('state_dict_cfg') == 'full':
+        # As mmengine means it, but for offload_to_cpu: torch would free what it "moves" to the CPU.
+        options = dict(rank0_only=True, offload_to_cpu=False)
+        cfg.strategy.state_dict_cfg = dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', **options),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', **options),
+        )
 
 
 def join_cpu_processes(cfg: Config) -> None:
@@ -85,7 +91,7 @@ def check_fsdp(cfg: Config) -> None:
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """FSDP's ``auto_wrap_policy``: a shard for each block of an ACmix backbone, and one for the rest.
+    """FSDP's ``auto_wrap_policy``: each block of an ACmix backbone is a unit, and the rest is one.
 
     Necks and heads are not split: others call their ``loss`` and ``predict``, and FSDP gathers
     parameters for ``forward`` alone.
