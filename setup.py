@@ -99,7 +99,7 @@ def skip_kernels(reason: str) -> dict:
     return {}
 
 
-extras = {name: read_requirements(name) for name in ('det', 'seg', 'test', 'dev')}
+extras = {name: read_requirements(name) for name in ('det', 'seg', 'pretrain', 'test', 'dev')}
 kernels = build_kernels()
 
 setup(

@@ -1,7 +1,7 @@
 """Checks, when acmix-mm is imported, that the libraries it stands on are there and fit together.
 
-mmengine, mmcv, mmdet and mmseg each come from two distributions, upstream's and the OneDL fork's,
-so pip cannot be told to require them; what it would say is said here.
+mmengine, mmcv, mmdet, mmseg and mmpretrain each come from two distributions, upstream's and the
+OneDL fork's, so pip cannot be told to require them; what it would say is said here.
 """
 
 import re
@@ -24,6 +24,7 @@ class Library:
         below (str, optional): The first version that will no longer do.
         distributions (tuple[str, ...]): The names it is installed by, the one to advise first.
         how (str): Options of `pip install` that it needs.
+        imports (str): What it imports and does not require, so that pip does not install it.
     """
 
     module: str
@@ -31,6 +32,7 @@ class Library:
     below: str | None
     distributions: tuple[str, ...]
     how: str = ''
+    imports: str = ''
 
     @property
     def wanted(self) -> str:
@@ -58,9 +60,12 @@ MMENGINE = Library('mmengine', '0.10', '1.0', ('onedl-mmengine', 'mmengine'))
 MMCV = Library('mmcv', '2.0', '3.0', ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'), MMCV_HOW)
 MMDET = Library('mmdet', '3.0', '4.0', ('onedl-mmdetection', 'mmdet'))
 MMSEG = Library('mmseg', '1.0', '2.0', ('onedl-mmsegmentation', 'mmsegmentation'))
+MMPRETRAIN = Library(
+    'mmpretrain', '1.0', '2.0', ('onedl-mmpretrain', 'mmpretrain'), imports='torchvision'
+)
 
 REQUIRED = (TORCH, MMENGINE, MMCV)
-OPTIONAL = (MMDET, MMSEG)
+OPTIONAL = (MMDET, MMSEG, MMPRETRAIN)
 
 
 def installed_distributions(library: Library) -> dict[str, str]:
@@ -142,6 +147,30 @@ def check_mmcv_ops() -> None:
     )
 
 
+def check_scope(scope: str | None) -> None:
+    """Checks that the library of a config's `default_scope` can be imported.
+
+    Args:
+        scope (str, optional): A module's name. Others than mmdet, mmseg and mmpretrain pass.
+
+    Raises:
+        ImportError: It cannot. The message says why, and how to get it.
+    """
+    library = next((library for library in OPTIONAL if library.module == scope), None)
+    if library is None:
+        return
+    try:
+        import_module(f'{scope}.models')
+    except Exception as error:  # of any kind: of another torch, torchvision raises a RuntimeError
+        message = (
+            f'{scope} cannot be imported ({type(error).__name__}: {error}). '
+            f'Install it: {library.install_command()}'
+        )
+        if library.imports:
+            message += f', and the {library.imports} that is built for your torch'
+        raise ImportError(message) from error
+
+
 def check_dependencies() -> None:
     """Checks all libraries.
 
@@ -153,5 +182,5 @@ def check_dependencies() -> None:
         check_library(library, required=True)
     for library in OPTIONAL:
         check_library(library, required=False)
-    if any(installed_distributions(library) for library in OPTIONAL):
+    if any(installed_distributions(library) for library in (MMDET, MMSEG)):
         check_mmcv_ops()

@@ -243,8 +243,8 @@ main() {
     find_or_build_wheel
     # Forced: the same version may be there, compiled for another torch.
     step "installing mmcv with its ops" venv_pip install --force-reinstall --no-deps "$wheel"
-    step 'installing mmdet, mmseg and acmix-mm' \
-        venv_pip install --no-build-isolation -c requirements/pins.txt -e '.[det,seg,test,dev]'
+    step 'installing mmdet, mmseg, mmpretrain and acmix-mm' \
+        venv_pip install --no-build-isolation -c requirements/pins.txt -e '.[det,seg,pretrain,test,dev]'
     # Both of OpenCV's packages write the same folder, and the last one counts: this one needs no libGL.
     step 'installing the headless OpenCV' \
         venv_pip install --force-reinstall --no-deps -c requirements/pins.txt opencv-python-headless

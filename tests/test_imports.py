@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from acmix_mm import dependencies
-from acmix_mm.dependencies import MMCV, MMDET, MMENGINE, MMSEG, TORCH, Library
+from acmix_mm.dependencies import MMCV, MMDET, MMENGINE, MMPRETRAIN, MMSEG, TORCH, Library
 
 PACKAGE = Path(__file__).parents[1] / 'acmix_mm'
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
@@ -102,6 +102,7 @@ def test_missing_library_is_named_with_the_command_that_installs_it(installed, l
 def test_missing_optional_library_is_fine(installed):
     dependencies.check_library(MMDET, required=False)
     dependencies.check_library(MMSEG, required=False)
+    dependencies.check_library(MMPRETRAIN, required=False)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,7 @@ def test_missing_optional_library_is_fine(installed):
         (MMCV, 'onedl-mmcv', '3.0.0', "'onedl-mmcv>=2.0,<3.0'"),
         (MMDET, 'mmdet', '2.28.2', "pip install 'mmdet>=3.0,<4.0'"),
         (MMSEG, 'mmsegmentation', '0.30.0', "pip install 'mmsegmentation>=1.0,<2.0'"),
+        (MMPRETRAIN, 'mmpretrain', '0.15.0', "pip install 'mmpretrain>=1.0,<2.0'"),
     ],
 )
 def test_unfit_version_is_named_with_the_range_and_the_command(
@@ -138,6 +140,7 @@ def test_unfit_version_is_named_with_the_range_and_the_command(
         (MMCV, 'mmcv', '2.1.0'),
         (MMDET, 'mmdet', '3.3.0'),
         (MMSEG, 'mmsegmentation', '1.2.2'),
+        (MMPRETRAIN, 'onedl-mmpretrain', '1.3.6'),
     ],
 )
 def test_fit_version_passes(installed, library, distribution, version):
@@ -176,11 +179,41 @@ def test_mmcv_without_working_ops_is_warned_of(installed, monkeypatch, error, pr
     monkeypatch.setattr(dependencies, 'import_module', fail)
     installed.update({'torch': '2.13.0', 'mmengine': '0.10.7', 'mmcv-lite': '2.1.0'})
     dependencies.check_dependencies()  # no mmdet, no mmseg: nothing needs the ops
+    installed['mmpretrain'] = '1.2.0'
+    dependencies.check_dependencies()
 
     installed['mmdet'] = '3.3.0'
     with pytest.warns(UserWarning, match=problem) as warnings:
         dependencies.check_dependencies()
     assert "--no-build-isolation --no-cache-dir 'mmcv>=2.0,<3.0'" in str(warnings[0].message)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        ModuleNotFoundError("No module named 'torchvision'"),
+        RuntimeError('operator torchvision::nms does not exist'),  # built for another torch
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_library_of_a_config_that_cannot_be_imported(installed, monkeypatch, error):
+    def fail(name: str):
+        assert name == 'mmpretrain.models'
+        raise error
+
+    monkeypatch.setattr(dependencies, 'import_module', fail)
+    with pytest.raises(ImportError) as raised:
+        dependencies.check_scope('mmpretrain')
+    assert str(raised.value) == (
+        f'mmpretrain cannot be imported ({type(error).__name__}: {error}). Install it: '
+        "pip install 'onedl-mmpretrain>=1.0,<2.0', and the torchvision that is built for your torch"
+    )
+    dependencies.check_scope('mmengine')
+    dependencies.check_scope(None)
+
+
+def test_library_of_a_config_that_can_be_imported():
+    dependencies.check_scope('mmdet')
 
 
 def test_import_says_what_is_missing():

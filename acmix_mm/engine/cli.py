@@ -17,6 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets import check_data
+from ..dependencies import check_scope
 from .distributed import check_fsdp, join_cpu_processes, use_cpu_processes
 from .weights import check_checkpoints
 
@@ -59,7 +60,10 @@ def read_config(args: Namespace) -> Config:
     """Read the config that the arguments name, with their changes made."""
     if not os.path.isfile(args.config):
         sys.exit(f'There is no config {args.config}, seen from {Path.cwd()}.')
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except ModuleNotFoundError as error:  # of a library whose configs it inherits
+        sys.exit(f'{args.config} cannot be read: {error}.')
     options = dict(args.cfg_options)
     if 'data_root' in options:
         cfg = move_data_root(cfg, options.pop('data_root'))
@@ -71,6 +75,10 @@ def load_config(args: Namespace) -> Config:
     """Read the config that the arguments of a run name, changed and fit for this machine."""
     os.environ.setdefault('LOCAL_RANK', os.environ.get('SLURM_LOCALID', str(args.local_rank)))
     cfg = read_config(args)
+    try:
+        check_scope(cfg.get('default_scope'))
+    except ImportError as error:
+        sys.exit(f'{args.config} cannot be run: {error}.')
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if get_device() == 'cpu':

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -53,6 +55,24 @@ def test_memory_is_pinned_for_a_gpu_only(config):
 def test_missing_config():
     with pytest.raises(SystemExit, match=r'no config nowhere\.py'):
         load('nowhere.py')
+
+
+def test_library_whose_configs_are_inherited_is_missing(tmp_path, monkeypatch):
+    config = tmp_path / 'resnet.py'
+    config.write_text("_base_ = 'mmpretrain::_base_/default_runtime.py'")
+    monkeypatch.setattr('mmengine.config.config.is_installed', lambda package: False)
+    with pytest.raises(SystemExit, match=r'resnet\.py cannot be read: mmpretrain is not installed'):
+        load(str(config))
+
+
+def test_library_of_the_config_cannot_be_imported(tmp_path, monkeypatch):
+    config = tmp_path / 'resnet.py'
+    config.write_text("default_scope = 'mmpretrain'")
+    monkeypatch.setitem(sys.modules, 'mmpretrain', None)
+    with pytest.raises(
+        SystemExit, match=r'be run: mmpretrain cannot be imported'
+    ):
+        load(str(config))
 
 
 def test_one_process_of_a_machine_reports_what_is_missing(monkeypatch):
