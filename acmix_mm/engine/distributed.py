@@ -49,7 +49,7 @@ def use_cpu_processes(cfg: Config) -> None:
 
 
 def join_cpu_processes(cfg: Config) -> None:
-    """Join the processes of a job without GPUs.
+    """Join the processes of a job without GPUs, unless that is done.
 
     mmengine gives each process a GPU before it joins, and fails where there is none; of a process
     that has joined it asks nothing.
@@ -57,6 +57,8 @@ def join_cpu_processes(cfg: Config) -> None:
     Args:
         cfg: A config that :func:`use_cpu_processes` has seen.
     """
+    if torch.distributed.is_initialized():
+        return
     if cfg.launcher != 'pytorch':
         sys.exit(
             f'--launcher {cfg.launcher}: on machines without accelerators, processes are started '

@@ -1,9 +1,9 @@
-# Parameters, gradients and optimizer states sharded over the processes (torch's FSDP), for any config:
+# Parameters, gradients and optimizer states in shards over the processes (torch's FSDP). A config with
 #
 #   _base_ = ['./mask_rcnn_acmix.py', './_base_/strategies/fsdp.py']
 #
-# is a config of its own, to be started with tools/dist_train.sh. Its checkpoints are whole, and load
-# with and without FSDP.
+# is the first with FSDP, to be started by tools/dist_train.sh. Checkpoints are whole, and load with
+# and without FSDP.
 runner_type = 'FlexibleRunner'
 strategy = dict(
     type='FSDPStrategy',
