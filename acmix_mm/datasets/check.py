@@ -8,16 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.utils import is_abs
 
-# Where the usual data sets come from, by dataset class; a config's `data_source` goes before it.
-SOURCES = {
-    'CocoDataset': 'COCO 2017, https://cocodataset.org/#download '
-    '(train and val images, train/val annotations)',
-    'ADE20KDataset': 'ADE20K, http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
-    'CityscapesDataset': 'Cityscapes, https://www.cityscapes-dataset.com/downloads '
-    '(leftImg8bit, gtFine)',
-    'PascalVOCDataset': 'PASCAL VOC 2012, http://host.robots.ox.ac.uk/pascal/VOC/voc2012',
-    'ImageNet': 'ImageNet-1k, https://image-net.org/download.php',
-}
+from .known import KNOWN
 
 
 @dataclass(frozen=True)
@@ -113,7 +104,7 @@ def dataset_paths(dataset: Mapping) -> dict[str, str]:
         >>> dataset_paths(dict(data_root='data/ade', data_prefix=prefix))
         {'data_prefix.img_path': 'data/ade/images/val'}
     """
-    if _is_remote(dataset):
+    if is_remote(dataset):
         return {}
     prefix = dataset.get('data_prefix') or {}
     if isinstance(prefix, str):
@@ -129,20 +120,22 @@ def dataset_paths(dataset: Mapping) -> dict[str, str]:
     return paths or ({'data_root': root} if root else {})
 
 
+def is_remote(cfg: Mapping) -> bool:
+    """Whether the files of a dataset or an evaluator lie in remote storage."""
+    return (cfg.get('backend_args') or {}).get('backend', 'local') != 'local'
+
+
 def _paths_of_split(cfg: Config, split: str) -> Iterator[tuple[str, str, str | None]]:
     loader = cfg.get(f'{split}_dataloader')
     for dataset in leaf_datasets(loader['dataset']) if loader else ():
-        source = cfg.get('data_source') or SOURCES.get(dataset.get('type', ''))
+        known = KNOWN.get(dataset.get('type', ''))
+        source = cfg.get('data_source') or (known.source if known else None)
         for field, path in dataset_paths(dataset).items():
             yield path, f'{split}_dataloader, {field}', source
     evaluators = cfg.get(f'{split}_evaluator') or []
     for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
-        if evaluator.get('ann_file') and not _is_remote(evaluator):
+        if evaluator.get('ann_file') and not is_remote(evaluator):
             yield evaluator['ann_file'], f'{split}_evaluator, ann_file', None
-
-
-def _is_remote(cfg: Mapping) -> bool:
-    return (cfg.get('backend_args') or {}).get('backend', 'local') != 'local'
 
 
 def _is_there(path: str) -> bool:
@@ -163,5 +156,6 @@ def _message(cfg: Config, missing: list[Missing]) -> str:
         'Two ways on:',
         *(f'  * get it: {source}' for source in sources),
         '    and lay it out as above, or say where it lies: --cfg-options data_root=FOLDER',
+        '    (docs/data.md shows how; tools/dataset/check.py looks closer once it is there)',
         '  * no data at hand: `make demo` makes a small data set of its own and trains on it',
     ])  # fmt: skip
