@@ -137,14 +137,14 @@ class WindowACmix(BaseModule):
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
         shifts = [self.shift_size if length > self.window_size else 0 for length in x.shape[1:3]]
         if self.roll_conv:
-            qkv = self._project(_roll(x, shifts))
+            qkv = self.qkv(_roll(x, shifts))
             out = self.mix(
                 lambda: self._attend(qkv, size, shifts),
                 lambda weight: self._convolve(qkv, weight),
             )
             out = _roll_back(out, shifts)[:, :height, :width]
         else:
-            qkv = self._project(x)
+            qkv = self.qkv(x)
             out = self.mix(
                 lambda: _roll_back(self._attend(_roll(qkv, shifts), size, shifts), shifts)[
                     :, :height, :width
@@ -162,20 +162,10 @@ class WindowACmix(BaseModule):
                     module.reset_parameters()
         super().init_weights()
 
-    def _project(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, 3 C), channels in the order (D, 3, N).
-
-        The parameters are in the order (3, N, D) of every Swin. With D outermost the convolution
-        path, which has a group for each of the D, reads the projections as they lie in memory.
-        """
-        parameters = (p for p in (self.qkv.weight, self.qkv.bias) if p is not None)
-        split = (p.unflatten(0, (-1, self.head_channels)) for p in parameters)
-        return F.linear(x, *(p.transpose(0, 1).flatten(0, 1) for p in split))
-
     def _convolve(self, qkv: Tensor, weight: Tensor | float) -> Tensor:
         """(B, H, W, 3 C) -> (B, H, W, C)."""
-        maps = qkv.unflatten(-1, (self.head_channels, -1)).permute(0, 4, 3, 1, 2)
-        return self.shift_conv(maps, weight).permute(0, 2, 3, 1)
+        maps = qkv.unflatten(-1, (-1, self.head_channels))  # q heads, k heads, v heads
+        return self.shift_conv(maps.permute(0, 3, 4, 1, 2), weight).permute(0, 2, 3, 1)
 
     def _attend(self, qkv: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
         """Attention in the windows, and projection.
@@ -191,21 +181,21 @@ class WindowACmix(BaseModule):
         side = self.window_size
         rows, columns = (length // side for length in qkv.shape[1:3])
         qkv = qkv.unflatten(1, (rows, side)).unflatten(3, (columns, side))
-        qkv = qkv.unflatten(-1, (self.head_channels, 3, self.num_heads))
-        qkv = qkv.permute(6, 0, 1, 3, 7, 2, 4, 5)  # 3, B, rows, columns, N, side, side, D
+        qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_channels))
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # 3, B, rows, columns, N, side, side, D
         qkv = qkv.flatten(5, 6).flatten(2, 3)  # 3, B, windows, N, pixels, D
         bias = self._attention_bias(size, shifts).to(qkv.dtype)
         # The fused kernels take four axes. If all windows have one bias they join the batch; if
         # not, they join the heads, and the images of a batch share the biases.
         start = 1 if len(bias) == 1 else 2
         q, k, v = qkv.flatten(start, start + 1).unbind()
-        out = F.scaled_dot_product_attention(
+        out = _attention(
             q,
             k,
             v,
-            attn_mask=bias if len(bias) == 1 else bias.flatten(0, 1).unsqueeze(0),
-            dropout_p=self.attn_drop_rate if self.training else 0.0,
-            scale=self.scale,
+            bias if len(bias) == 1 else bias.flatten(0, 1).unsqueeze(0),
+            self.attn_drop_rate if self.training else 0.0,
+            self.scale,
         )
         out = out.reshape(-1, rows, columns, self.num_heads, side, side, self.head_channels)
         return self.proj(out.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2))
@@ -230,6 +220,22 @@ class WindowACmix(BaseModule):
     def _reset_attention_bias(self) -> None:
         if self.mix.uses_attention:
             nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, drop_rate: float, scale: float
+) -> Tensor:
+    """Attention of four axes, fused wherever torch can.
+
+    On CPUs no fused kernel of torch 2.13 differentiates the bias, and what it falls back to takes
+    more passes over the logits than the formula: it guards against rows that are masked
+    altogether, which cannot be here, for a pixel always sees itself.
+    """
+    if q.device.type == 'cpu' and torch.is_grad_enabled() and bias.requires_grad:
+        logits = scale * q @ k.transpose(-2, -1)
+        logits += bias
+        return F.dropout(logits.softmax(-1), drop_rate) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale)
 
 
 def _relative_position_index(side: int) -> Tensor:

@@ -44,6 +44,9 @@ def shift_conv(
             f'shift_conv: maps and weights must have the same dtype, got {maps.dtype} and '
             f'{weight.dtype}'
         )
+    if maps.stride(-1) != 1:
+        # One copy here, or every pass of the kernels would read pixels far apart in memory.
+        maps = maps.contiguous()
     return torch.ops.acmix_mm.shift_conv_forward(maps, weight, stride, dilation)
 
 

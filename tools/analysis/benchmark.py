@@ -4,8 +4,9 @@
 
 Candidates of a comparison run in turn (A B A B ...) in one process; what counts is the median of
 their ratios within a round, given with its quartiles: a busy machine slows both sides of a ratio.
-Peak memory is that of a fresh process for each candidate, which needs Linux. Writes ``benchmark.json``,
-``benchmark.md`` and ``scaling.png`` to ``--out``, puts the tables into ``--page`` and prints them.
+Peak memory is that of a fresh process for each candidate, which needs Linux. Writes
+``benchmark.json``, ``benchmark.md`` and ``scaling.png`` to ``--out``, puts the tables into ``--page``
+and prints them.
 """
 
 import argparse
