@@ -110,6 +110,8 @@ def dataset_paths(dataset: Mapping) -> dict[str, str]:
     if isinstance(prefix, str):
         prefix = dict(img_path=prefix)
     fields = dict(ann_file=dataset.get('ann_file'))
+    if not prefix:
+        fields['split'] = dataset.get('split')  # mmpretrain's name for a folder below the root
     fields.update({f'data_prefix.{name}': path for name, path in prefix.items()})
     root = dataset.get('data_root') or ''
     paths = {

@@ -64,6 +64,10 @@ def read_config(args: Namespace) -> Config:
         cfg = Config.fromfile(args.config)
     except ModuleNotFoundError as error:  # of a library whose configs it inherits
         sys.exit(f'{args.config} cannot be read: {error}.')
+    try:
+        check_scope(cfg.get('default_scope'))
+    except ImportError as error:
+        sys.exit(f'{args.config} cannot be used: {error}.')
     options = dict(args.cfg_options)
     if 'data_root' in options:
         cfg = move_data_root(cfg, options.pop('data_root'))
@@ -75,10 +79,6 @@ def load_config(args: Namespace) -> Config:
     """Read the config that the arguments of a run name, changed and fit for this machine."""
     os.environ.setdefault('LOCAL_RANK', os.environ.get('SLURM_LOCALID', str(args.local_rank)))
     cfg = read_config(args)
-    try:
-        check_scope(cfg.get('default_scope'))
-    except ImportError as error:
-        sys.exit(f'{args.config} cannot be run: {error}.')
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if get_device() == 'cpu':

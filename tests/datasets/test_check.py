@@ -81,6 +81,7 @@ def test_remote_data_is_left_to_its_storage():
     [
         (dict(data_root='root', data_prefix='train'), 'root/train'),
         (dict(data_root='root'), 'root'),
+        (dict(data_root='root', split='val'), 'root/val'),
         (dict(ann_file='/abs/ann.txt', data_root='root'), '/abs/ann.txt'),
         (dict(data_prefix=dict(img_path='images', seg_map_path=None)), 'images'),
     ],
