@@ -69,7 +69,7 @@ def test_library_of_the_config_cannot_be_imported(tmp_path, monkeypatch):
     config = tmp_path / 'resnet.py'
     config.write_text("default_scope = 'mmpretrain'")
     monkeypatch.setitem(sys.modules, 'mmpretrain', None)
-    with pytest.raises(SystemExit, match=r'be run: mmpretrain cannot be imported'):
+    with pytest.raises(SystemExit, match=r'be used: mmpretrain cannot be imported'):
         load(str(config))
 
 
