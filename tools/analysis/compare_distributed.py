@@ -13,7 +13,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -105,11 +105,15 @@ CASES: dict[str, Callable[[], Config]] = {
 
 
 class Steps(Hook):
-    """Keeps the loss of each step, averaged over the processes, and the images of all of them."""
+    """Keeps the loss of each step, averaged over the processes, and the images of all of them.
+
+    And how many parameters this process holds after a step.
+    """
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.images: list[list[str]] = []
+        self.parameters = 0
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -120,6 +124,7 @@ class Steps(Hook):
         self.losses.append(loss.item())
         images = all_gather_object([Path(s.img_path).stem for s in data_batch['data_samples']])
         self.images.append(sorted(chain.from_iterable(images)))
+        self.parameters = sum(parameter.numel() for parameter in runner.model.parameters())
 
 
 class SeenImages(BaseMetric):
@@ -137,11 +142,12 @@ class SeenImages(BaseMetric):
         return {}
 
 
-def train(case: str, folder: Path) -> dict[str, list]:
+def train(case: str, folder: Path) -> dict[str, Any]:
     """Train and evaluate in this process, torchrun's or the only one.
 
     Returns:
-        dict: ``losses`` and ``images`` of every step, and the images that were ``evaluated``.
+        dict: ``losses`` and ``images`` of every step, ``parameters`` of this process, and the
+        images that were ``evaluated``.
     """
     processes, rank = (int(os.environ.get(*x)) for x in (('WORLD_SIZE', '1'), ('RANK', '0')))
     name = f'{case}-{processes}'
@@ -161,7 +167,7 @@ def train(case: str, folder: Path) -> dict[str, list]:
     runner.register_hook(steps)
     runner.val_loop.evaluator.metrics.append(seen)
     runner.train()
-    return dict(losses=steps.losses, images=steps.images, evaluated=seen.gathered)
+    return dict(vars(steps), evaluated=seen.gathered)
 
 
 # --- Comparison ---------------------------------------------------------------------------------
@@ -177,6 +183,7 @@ class Comparison:
         first_loss: Of one process, in the first step.
         last_loss: Of one process, in the last step.
         deviation: The largest difference between the losses of a step.
+        parameters: How many of the model's the first process holds, as a fraction.
         same_images: Whether every step saw the same images.
         evaluated: How many images the evaluation gathered.
         evaluated_once: Whether they are the held-out images, each once.
@@ -187,6 +194,7 @@ class Comparison:
     first_loss: float
     last_loss: float
     deviation: float
+    parameters: float
     same_images: bool
     evaluated: int
     evaluated_once: bool
@@ -207,29 +215,29 @@ def run(processes: int, cases: Sequence[str], folder: Path) -> dict[str, dict]:
     return json.loads((folder / f'{processes}.json').read_text())
 
 
-def compare(processes: Sequence[int], cases: Sequence[str], folder: Path) -> list[Comparison]:
-    """Train each case on one process and on several.
+def compare(jobs: Mapping[int, Sequence[str]], folder: Path) -> list[Comparison]:
+    """Train on several processes, and on one.
 
     Args:
-        processes: Numbers of processes, divisors of ``BATCH``.
-        cases: Keys of ``CASES``.
+        jobs: Keys of ``CASES``, by the number of processes, which is a divisor of ``BATCH``.
         folder: For data and logs.
     """
     shapes = runpy.run_path(str(ROOT / 'tools/dataset/make_shapes.py'))
     options = dict(out=folder / 'shapes', train=IMAGES, val=HELD_OUT)
     shapes['main']([str(x) for name, value in options.items() for x in (f'--{name}', value)])
-    alone = run(1, cases, folder)
+    alone = run(1, list(dict.fromkeys(chain.from_iterable(jobs.values()))), folder)
     comparisons = []
-    for number in processes:
-        for case, job in run(number, cases, folder).items():
+    for processes, cases in jobs.items():
+        for case, job in run(processes, cases, folder).items():
             losses = list(zip(alone[case]['losses'], job['losses'], strict=True))
             comparisons.append(
                 Comparison(
                     case=case,
-                    processes=number,
+                    processes=processes,
                     first_loss=losses[0][0],
                     last_loss=losses[-1][0],
                     deviation=max(abs(one - several) for one, several in losses),
+                    parameters=job['parameters'] / alone[case]['parameters'],
                     same_images=alone[case]['images'] == job['images'],
                     evaluated=len(job['evaluated']),
                     evaluated_once=alone[case]['evaluated'] == job['evaluated'],
@@ -241,7 +249,8 @@ def compare(processes: Sequence[int], cases: Sequence[str], folder: Path) -> lis
 def main(argv: list[str] | None = None) -> None:
     """Compare, or be a process of a comparison."""
     parser = argparse.ArgumentParser(description='Train on one process and on several, and compare')
-    parser.add_argument('--processes', nargs='+', type=int, default=[2, 4], metavar='N')
+    numbers = [number for number in range(2, BATCH + 1) if BATCH % number == 0]
+    parser.add_argument('--processes', nargs='+', type=int, choices=numbers, default=numbers)
     parser.add_argument('--cases', nargs='+', choices=CASES, default=list(CASES))
     parser.add_argument('--job', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -252,14 +261,16 @@ def main(argv: list[str] | None = None) -> None:
             (args.job / f'{get_world_size()}.json').write_text(json.dumps(results))
         return
     with TemporaryDirectory() as folder:
-        comparisons = compare(args.processes, args.cases, Path(folder))
+        comparisons = compare(dict.fromkeys(args.processes, args.cases), Path(folder))
     print('| case | processes x images | loss, first and last step | largest deviation '
-          '| same images in each step | evaluated |\n|---|---|---|---|---|---|')  # fmt: skip
+          '| same images in each step | parameters in a process | evaluated |\n'
+          '|---|---|---|---|---|---|---|')  # fmt: skip
     for c in comparisons:
+        once = 'each once' if c.evaluated_once else 'not each once'
         print(f'| {c.case} | {c.processes} x {BATCH // c.processes} '
               f'| {c.first_loss:.3f}, {c.last_loss:.3f} | {c.deviation:.1e} '
-              f'| {"yes" if c.same_images else "no"} | {c.evaluated} of {HELD_OUT}, '
-              f'{"each once" if c.evaluated_once else "NOT each once"} |')  # fmt: skip
+              f'| {"yes" if c.same_images else "no"} | {c.parameters:.0%} '
+              f'| {c.evaluated} of {HELD_OUT}, {once} |')  # fmt: skip
 
 
 if __name__ == '__main__':
