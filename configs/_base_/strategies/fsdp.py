@@ -1,4 +1,4 @@
-# Parameters, gradients and optimizer states in shards over the processes (torch's FSDP). A config with
+# Parameters, gradients and optimizer states sharded over processes (torch's FSDP). A config with
 #
 #   _base_ = ['./mask_rcnn_acmix.py', './_base_/strategies/fsdp.py']
 #
