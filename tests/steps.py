@@ -1,20 +1,41 @@
-"""Two training steps and one prediction of a config's model, on random images."""
+"""A training step and a prediction of a config's model, on random images."""
+
+from copy import deepcopy
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
+from torch import nn
 
-HEIGHT, WIDTH = 96, 128
-# Of each backbone, the smallest that has all its parts.
+HEIGHT, WIDTH = 64, 96
+# Of each backbone, the smallest that has all its parts, and none of them silent in the first step.
 SMALL = dict(
-    ACmixResNet=dict(depth=26),
+    ACmixResNet=dict(depth=26, zero_init_residual=False),
     ACmixSAN=dict(depth=10),
-    ACmixPVT=dict(num_layers=(1, 1, 1, 1)),
-    ACmixSwin=dict(depths=(2, 2, 2, 2)),
+    ACmixPVT=dict(num_layers=(1, 1, 1, 1), drop_path_rate=0.0),
+    ACmixSwin=dict(depths=(2, 2, 2, 2), drop_path_rate=0.0),
 )
+# Of the rest, what takes its time and shows nothing new when there is more of it: layers of a kind,
+# widths that no other part has to fit, queries, proposals, points.
+ENOUGH = dict(
+    num_layers=2,
+    channels=32,
+    fc_out_channels=64,
+    conv_out_channels=32,
+    num=16,
+    nms_pre=100,
+    max_per_img=16,
+    max_per_image=16,
+    num_queries=50,
+    num_points=64,
+)
+
+# Beside vectors and scalars (norms, biases, alpha and beta), what weight decay spares.
+SPARED = ('fc_bias', 'relative_position_bias_table', 'pos_embed')
 
 
 def detection_batch(num_classes):
@@ -33,8 +54,18 @@ def segmentation_batch(num_classes):
         truth = PixelData(data=torch.randint(num_classes, (1, *size)))
         meta = dict(img_shape=size, ori_shape=size)
         samples.append(SegDataSample(gt_sem_seg=truth, metainfo=meta))
-    images = [torch.randint(256, (3, *size), dtype=torch.uint8) for _ in samples]
-    return dict(inputs=images, data_samples=samples)
+    return dict(inputs=random_images(), data_samples=samples)
+
+
+def classification_batch(num_classes):
+    from mmpretrain.structures import DataSample
+
+    samples = [DataSample().set_gt_label(label) for label in (0, num_classes - 1)]
+    return dict(inputs=random_images(), data_samples=samples)
+
+
+def random_images():
+    return [torch.randint(256, (3, HEIGHT, WIDTH), dtype=torch.uint8) for _ in range(2)]
 
 
 def num_classes_of(model):
@@ -44,31 +75,60 @@ def num_classes_of(model):
     return next(iter(found + [n for n in map(num_classes_of, parts) if n]), None)
 
 
-def train_and_predict(cfg: Config):
-    """Build a config's model, but for the backbone's size, train two steps on a CPU, predict once.
+def limit(part: Any) -> None:
+    """Make a part of a model config, in place, no larger than is enough."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            if name in ENOUGH and isinstance(value, int):
+                part[name] = min(value, ENOUGH[name])
+            else:
+                limit(value)
+    elif isinstance(part, list | tuple):
+        for inner in part:
+            limit(inner)
 
-    Two, since residual branches that start at 0 pass no gradient in the first.
+
+def small_model(cfg: Config) -> dict:
+    """The model config of a config, at a size for tests."""
+    model = deepcopy(cfg.model)
+    backbone = model.pop('backbone')
+    limit(model)
+    model.backbone = backbone | dict(init_cfg=None, **SMALL[backbone.type])
+    if 'data_preprocessor' not in model:  # as mmengine's runner does
+        model.data_preprocessor = deepcopy(cfg.data_preprocessor)
+    # Both would pad the small images to those of real training.
+    model.data_preprocessor.pop('batch_augments', None)
+    if 'size' in model.data_preprocessor:
+        model.data_preprocessor.size = (HEIGHT, WIDTH)
+    return model
+
+
+def train_and_predict(cfg: Config):
+    """Build a config's model at a small size, train a step on a CPU, predict once.
 
     Returns:
-        The trained model, its optimizer wrapper, the last losses and the predictions.
+        The trained model, its optimizer wrapper, the losses and the predictions.
     """
     torch.manual_seed(0)
     init_default_scope(cfg.default_scope)
-    cfg.model.backbone.update(init_cfg=None, **SMALL[cfg.model.backbone.type])
-    if 'num_queries' in cfg.model:  # no more than there are pixels
-        cfg.model.num_queries = 50
-    # Both would pad the small images to those of real training.
-    cfg.model.data_preprocessor.pop('batch_augments', None)
-    if 'size' in cfg.model.data_preprocessor:
-        cfg.model.data_preprocessor.size = (HEIGHT, WIDTH)
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model = revert_sync_batchnorm(MODELS.build(small_model(cfg)))
     model.init_weights()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-    make = dict(mmdet=detection_batch, mmseg=segmentation_batch)[cfg.default_scope]
+    make = dict(mmdet=detection_batch, mmseg=segmentation_batch, mmpretrain=classification_batch)[
+        cfg.default_scope
+    ]
     batch = make(num_classes_of(cfg.model))
-    model.train()
-    for _ in range(2):
-        losses = model.train_step(batch, optimizer)
+    losses = model.train().train_step(batch, optimizer)
     with torch.no_grad():
         predictions = model.eval().test_step(batch)
     return model, optimizer, losses, predictions
+
+
+def check_weight_decay(backbone: nn.Module, optimizer: OptimWrapper) -> None:
+    """Assert that nothing decays but the weights of convolutions and matrix products."""
+    decays = {p: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
+    for name, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            spared = parameter.ndim == 1 or name.endswith(SPARED)
+            expected = 0 if spared else optimizer.optimizer.defaults['weight_decay']
+            assert decays[parameter] == expected, name

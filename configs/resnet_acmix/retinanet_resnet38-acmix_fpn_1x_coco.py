@@ -2,7 +2,9 @@
 #
 #   python tools/train.py configs/resnet_acmix/retinanet_resnet38-acmix_fpn_1x_coco.py
 #
-# No ImageNet weights of ResNet-38 were released, plain or ACmix: it starts from nothing.
+# No ImageNet weights of ResNet-38 were released, plain or ACmix: it starts from nothing. To start from
+# a checkpoint of configs/imagenet/, add
+#     --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
 _base_ = './retinanet_resnet50-acmix_fpn_1x_coco.py'
 
-model = dict(backbone=dict(depth=38, frozen_stages=-1, init_cfg=None))
+model = dict(backbone=dict(depth=38, frozen_stages=-1, init_cfg=dict(_delete_=True)))

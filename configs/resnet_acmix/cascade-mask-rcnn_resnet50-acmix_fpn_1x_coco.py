@@ -1,0 +1,14 @@
+# Cascade Mask R-CNN, ResNet-50-ACmix, FPN, 12 epochs of COCO.
+#
+#   python tools/train.py configs/resnet_acmix/cascade-mask-rcnn_resnet50-acmix_fpn_1x_coco.py
+_base_ = [
+    'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '../_base_/schedules/sgd_1x.py',
+    'mmdet::_base_/default_runtime.py',
+    '../_base_/backbones/resnet.py',
+]
+
+model = dict(
+    backbone=dict(_delete_=True, **_base_.resnet50),
+)
