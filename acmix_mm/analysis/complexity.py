@@ -8,6 +8,7 @@ same for all backends, which is also how the papers count.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from math import prod
 from typing import Any
 
@@ -48,15 +49,92 @@ def measure_complexity(model: nn.Module, *inputs: Any) -> Complexity:
         ...     measure_complexity(ACmixResNet(26), torch.empty(1, 3, 224, 224)).params
         8438816
     """
+    parts = measure_parts(model, lambda: model(*inputs)).values()
+    return Complexity(sum(part.params for part in parts), sum(part.macs for part in parts))
+
+
+def measure_parts(model: nn.Module, run: Callable[[], Any]) -> dict[str, Complexity]:
+    """Count parameters and multiply-adds of each part of a model.
+
+    Args:
+        model: Any module. Its parts are its children; what it has or does beside them counts as the
+            part ``''``, and parameters that several parts share count for the first.
+        run: Runs the model, or as much of it as is to be counted, once. It is in eval mode then.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1, bias=False))
+        >>> measure_parts(model, lambda: model(torch.rand(1, 3, 5, 5)))['2']
+        Complexity(params=16, macs=400)
+    """
+    names = [name for name, _ in model.named_children()]
+    params = dict.fromkeys(names, 0)
+    for name, parameter in model.named_parameters():
+        part = name.split('.')[0] if '.' in name else ''
+        params[part] = params.get(part, 0) + parameter.numel()
     training = model.training
     torch_operators = FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH)
+    our_operators = _OurOperators()
+    macs = _MacsByPart(model, lambda: torch_operators.get_total_flops() // 2 + our_operators.macs)
     try:
-        with torch.no_grad(), torch_operators, _OurOperators() as our_operators:
-            model.eval()(*inputs)
+        with torch.no_grad(), torch_operators, our_operators, macs:
+            model.eval()
+            run()
     finally:
         model.train(training)
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return Complexity(params, torch_operators.get_total_flops() // 2 + our_operators.macs)
+    return {
+        name: Complexity(params.get(name, 0), macs.macs.get(name, 0))
+        for name in {**params, **macs.macs}
+    }
+
+
+class _MacsByPart:
+    """Credits what is counted to the part that runs.
+
+    Heads do part of their work outside of ``__call__``: so methods are watched, not hooked.
+
+    Args:
+        model: Whose children are the parts. Each module in them, however deep, stands for its part.
+        total: What has been counted so far.
+    """
+
+    def __init__(self, model: nn.Module, total: Callable[[], int]) -> None:
+        self.macs: dict[str, int] = {}
+        self._model = model
+        self._total = total
+        self._credited = 0
+        self._part = ''
+        self._watched: list[tuple[nn.Module, str]] = []
+
+    def __enter__(self) -> None:
+        for name, module in self._model.named_modules():
+            for method in ('forward', 'predict'):
+                if hasattr(module, method) and method not in vars(module):
+                    watched = self._watch(getattr(module, method), name.split('.')[0])
+                    setattr(module, method, watched)
+                    self._watched.append((module, method))
+
+    def __exit__(self, *_: Any) -> None:
+        self._credit()
+        for module, method in self._watched:
+            delattr(module, method)
+
+    def _watch(self, method: Callable, part: str) -> Callable:
+        @wraps(method)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._credit()
+            caller, self._part = self._part, part
+            result = method(*args, **kwargs)
+            self._credit()
+            self._part = caller
+            return result
+
+        return watched
+
+    def _credit(self) -> None:
+        total = self._total()
+        if total > self._credited:
+            self.macs[self._part] = self.macs.get(self._part, 0) + total - self._credited
+            self._credited = total
 
 
 class _OurOperators(TorchFunctionMode):

@@ -1,0 +1,125 @@
+"""Count parameters and FLOPs of a config's model, and of its parts.
+
+    python tools/analysis/get_flops.py configs/mask_rcnn_acmix.py [--shape 800 1280]
+
+FLOPs are multiply-adds, as in papers on backbones: of convolutions, matrix products and attention,
+ACmix operators included, in one prediction for one image. Norms, activations, resizing and sampling
+(RoIAlign, deformable attention) are left out. Detectors are counted at as many proposals, and mask
+heads at as many detections, as the config's test_cfg allows. A head that only training runs has
+parameters, but no FLOPs.
+
+Networks are run on random numbers, on the CPU; no weights are loaded.
+"""
+
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+import acmix_mm  # noqa: F401  registers the backbones before the config is read
+from acmix_mm.analysis import Complexity, measure_parts
+from acmix_mm.engine import config_parser, read_config
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """The config, the changes to it and the size of the image."""
+    parser = config_parser(__doc__)
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar=('H', 'W'),
+        help='height and width of the image, or its side (default: 800 1280 in detection, the crop '
+        'of training in segmentation, 224 in classification)',
+    )
+    args = parser.parse_args(argv)
+    if args.shape and len(args.shape) > 2:
+        parser.error(f'argument --shape: one or two numbers, got {len(args.shape)}')
+    return args
+
+
+def default_shape(cfg: Config) -> tuple[int, int]:
+    """The size that models of this kind are usually compared at."""
+    if cfg.default_scope == 'mmseg':
+        return cfg.model.data_preprocessor.get('size', (512, 512))
+    return (224, 224) if cfg.default_scope == 'mmpretrain' else (800, 1280)
+
+
+def drop_nothing(test_cfg: dict) -> None:
+    """Let a detector keep boxes that overlap or score low, and so as many as it may.
+
+    How many there are would else depend on the random numbers.
+    """
+    for name, value in test_cfg.items():
+        if name == 'score_thr':
+            test_cfg[name] = 0.0
+        elif name == 'iou_threshold':
+            test_cfg[name] = 1.0
+        elif isinstance(value, dict):
+            drop_nothing(value)
+
+
+def prediction(cfg: Config, model: nn.Module, shape: tuple[int, int]) -> Callable[[], Any]:
+    """A call that predicts on one image."""
+    image = torch.randint(256, (3, *shape), dtype=torch.uint8)
+    meta = dict(ori_shape=shape, img_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
+    if cfg.default_scope == 'mmdet':
+        from mmdet.structures import DetDataSample as Sample
+    elif cfg.default_scope == 'mmseg':
+        from mmseg.structures import SegDataSample as Sample
+    else:
+        from mmpretrain.structures import DataSample as Sample
+    sample = Sample(metainfo=meta)
+    data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
+    inputs, samples = data['inputs'], data['data_samples']
+    if cfg.default_scope == 'mmseg':  # whose `predict` may cut large images into many
+        return lambda: model.encode_decode(inputs, [sample.metainfo for sample in samples])
+    return lambda: model(inputs, samples, mode='predict')
+
+
+def count(cfg: Config, shape: tuple[int, int]) -> dict[str, Complexity]:
+    """Parameters and multiply-adds of each part of a config's model."""
+    init_default_scope(cfg.default_scope)
+    drop_nothing(cfg.model.get('test_cfg') or {})
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    return measure_parts(model, prediction(cfg, model, shape))
+
+
+def table(parts: dict[str, Complexity]) -> str:
+    """One line for each part that has parameters or FLOPs, and one for the whole."""
+    shown = {
+        name or 'beside them': part for name, part in parts.items() if part.params or part.macs
+    }
+    shown['model'] = Complexity(
+        sum(part.params for part in parts.values()), sum(part.macs for part in parts.values())
+    )
+    width = max(map(len, shown))
+    return '\n'.join([
+        f'{"":{width}}  parameters (M)   FLOPs (G)',
+        *(
+            f'{name:{width}}  {part.params / 1e6:14.3f}  {part.macs / 1e9:10.3f}'
+            for name, part in shown.items()
+        ),
+    ])  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> dict[str, Complexity]:
+    """Print the table, and return what is in it."""
+    args = parse_args(argv)
+    cfg = read_config(args)
+    height, *rest = args.shape or default_shape(cfg)
+    width = rest[0] if rest else height
+    parts = count(cfg, (height, width))
+    print(f'{args.config}, one image of {height}x{width} (height x width)\n')
+    print(table(parts))
+    return parts
+
+
+if __name__ == '__main__':
+    main()
