@@ -7,15 +7,20 @@ from pathlib import Path
 import mmdet
 import mmseg
 import pytest
+from real_images import last_metrics, needs_coco, write_config
 
-# upstream config -> all that its user writes for the model.
-MODELS = {
-    Path(mmdet.__file__).parent / '.mim/configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': (
-        "dict(backbone=dict(type='ACmixResNet'))"
-    ),
-    Path(mmseg.__file__).parent / '.mim/configs/sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py': (
-        "dict(backbone=dict(type='ACmixResNet'))"
-    ),
+UPSTREAM = dict(
+    mmdet=f'{mmdet.__path__[0]}/.mim/configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    mmseg=f'{mmseg.__path__[0]}/.mim/configs/sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py',
+)
+# All that a user writes.
+PROJECTS = {
+    library: f"""
+_base_ = {upstream!r}
+custom_imports = dict(imports=['acmix_mm'])
+model = dict(backbone=dict(type='ACmixResNet'))
+"""
+    for library, upstream in UPSTREAM.items()
 }
 # In a process of its own, which knows of acmix_mm through the config alone.
 CODE = """
@@ -40,15 +45,41 @@ print('trained', type(model).__name__)
 """
 
 
-@pytest.mark.parametrize(('upstream', 'model'), MODELS.items(), ids=['mmdet', 'mmseg'])
-def test_an_upstream_config_with_our_backbone(upstream, model, tmp_path):
+@pytest.mark.parametrize('library', PROJECTS)
+def test_an_upstream_config_with_our_backbone(library, tmp_path):
     config = tmp_path / 'project.py'
-    config.write_text(
-        f"_base_ = '{upstream}'\ncustom_imports = dict(imports=['acmix_mm'])\nmodel = {model}\n"
-    )
+    config.write_text(PROJECTS[library])
     result = subprocess.run(
         [sys.executable, '-c', CODE, str(config)],
         cwd=Path(__file__).parent, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert 'trained' in result.stdout
+
+
+# The same on real images, by mmengine's own runner.
+TRAIN = """
+import sys
+from mmengine.config import Config
+from mmengine.runner import Runner
+assert 'acmix_mm' not in sys.modules
+cfg = Config.fromfile(sys.argv[1])
+cfg.work_dir = sys.argv[2]
+cfg.model.backbone.init_cfg = None
+cfg.model.pop('pretrained', None)
+Runner.from_cfg(cfg).train()
+"""
+
+
+@needs_coco
+@pytest.mark.parametrize('library', PROJECTS)
+def test_an_upstream_config_on_real_images(library, tmp_path):
+    config = tmp_path / 'project.py'
+    write_config(config, PROJECTS[library], library)
+    result = subprocess.run(
+        [sys.executable, '-c', TRAIN, str(config), str(tmp_path / 'run')],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-5000:]
+    expected = dict(mmdet={'coco/bbox_mAP', 'coco/segm_mAP'}, mmseg={'mIoU', 'aAcc'})
+    assert expected[library] <= last_metrics(tmp_path / 'run').keys()

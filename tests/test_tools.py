@@ -1,7 +1,6 @@
 """tools/train.py and tools/test.py, for detection and segmentation, on a handful of images."""
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import torch
 from mmdet.models import DetTTAModel
 from mmdet.visualization import DetLocalVisualizer
 from mmseg.visualization import SegLocalVisualizer
+from real_images import last_metrics, needs_coco, write_config
 
 ROOT = Path(__file__).parents[1]
 DETECTOR = str(ROOT / 'configs/demo/mask-rcnn_resnet26-acmix_fpn_shapes.py')
@@ -53,12 +53,6 @@ def small(shapes):
     """--cfg-options for a short run on the small data set."""
     loaders = [option for split in ('train', 'val', 'test') for option in in_process(split)]
     return ['--cfg-options', f'data_root={shapes}', *loaders]
-
-
-def last_metrics(work_dir):
-    """The metrics that a training run logged last."""
-    (log,) = work_dir.glob('*/vis_data/scalars.json')
-    return json.loads(log.read_text().splitlines()[-1])
 
 
 @pytest.fixture(scope='module')
@@ -147,21 +141,30 @@ def test_segmentation(train, test, small, tmp_path):
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
 
 
-@pytest.mark.skipif('ACMIX_COCO_MINI' not in os.environ, reason='needs images of COCO')
-def test_real_images(train, tmp_path):
-    sizes = [f'{split}_dataloader.dataset.indices=2' for split in ('train', 'val')]
-    train([
-        str(ROOT / 'configs/mask_rcnn_acmix.py'), '--work-dir', str(tmp_path), '--cfg-options',
-        f'data_root={os.environ["ACMIX_COCO_MINI"]}', *sizes, *in_process('val'),
-        *in_process('train'), 'train_dataloader.dataset.pipeline.2.scale=(160,160)',
-        'val_dataloader.dataset.pipeline.1.scale=(160,160)', 'model.backbone.init_cfg=None',
-        'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
-        'model.test_cfg.rcnn.score_thr=0.0',
-    ])  # fmt: skip
-    (log,) = tmp_path.glob('*/vis_data/scalars.json')
-    step, metrics = map(json.loads, log.read_text().splitlines())
+@needs_coco
+@pytest.mark.parametrize(
+    ('library', 'base', 'checkpoint'),
+    [
+        ('mmdet', 'mask_rcnn_acmix.py', 'epoch_1.pth'),
+        ('mmseg', 'resnet_acmix/sem-fpn_resnet50-acmix_8xb4-40k_ade20k-512x512.py', 'iter_2.pth'),
+    ],
+    ids=['detector', 'segmentor'],
+)
+def test_real_images(train, test, tmp_path, library, base, checkpoint):
+    config = tmp_path / 'real.py'
+    write_config(config, f"_base_ = '{ROOT}/configs/{base}'", library)
+    options = ['--cfg-options', 'model.backbone.init_cfg=None']
+    work_dir = tmp_path / 'run'
+    train([str(config), '--work-dir', str(work_dir), *options])
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    step, *_ = map(json.loads, log.read_text().splitlines())
     assert 0 < step['loss'] < 100
-    assert len([name for name in metrics if name.startswith('coco/')]) == 12
+    metrics = test([
+        str(config), str(work_dir / checkpoint), '--work-dir', str(tmp_path / 'test'), *options,
+    ])  # fmt: skip
+    trained = last_metrics(work_dir)
+    assert len(metrics) == dict(mmdet=12, mmseg=3)[library]
+    assert metrics == {name: trained[name] for name in metrics}
 
 
 def test_missing_data_is_one_message_and_no_traceback(tmp_path):
