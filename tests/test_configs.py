@@ -128,5 +128,6 @@ def test_train_and_predict(name):
     assert len(weights) >= 8
     for weight_name, weight in weights.items():
         state = optimizer.optimizer.state[weight]
+        assert state, f'no gradient of {weight_name}'
         assert state.get('exp_avg', state.get('momentum_buffer')) != 0, weight_name
     check_weight_decay(model.backbone, optimizer)
