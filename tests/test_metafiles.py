@@ -4,10 +4,23 @@ import re
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 from mmengine.fileio import load
+
+import acmix_mm  # noqa: F401  makes mmengine find the configs of mmseg
 
 ROOT = Path(__file__).parents[1]
 METAFILES = load(ROOT / 'model-index.yml')['Import']
+CONTENTS = [load(ROOT / metafile) for metafile in METAFILES]
+MODELS = [model for content in CONTENTS for model in content['Models']]
+FOLDERS = {
+    'COCO': 'data/coco/',
+    'ADE20K': 'data/ade/',
+    'Cityscapes': 'data/cityscapes/',
+    'PASCAL VOC 2012 + Aug': 'data/VOCdevkit/VOC2012',
+    'ImageNet-1k': 'data/imagenet',
+}
+LENGTHS = {'Epochs': 'max_epochs', 'Iterations': 'max_iters'}
 SIZES = {
     cells[0]: (float(cells[1]), float(cells[5]))
     for cells in (
@@ -36,13 +49,38 @@ def test_metafile(metafile):
         assert config.stem == model['Name']
         assert f'(./{config.name})' in readme
         assert model['In Collection'] in collections
-        data = model['Metadata']
-        assert (data['Parameters (M)'], data['FLOPs (G)']) == SIZES[data['Backbone']]
     names = [model['Name'] for model in content['Models']]
     assert names == sorted(path.stem for path in folder.glob('*.py'))
     for collection in content['Collections']:
         assert (ROOT / collection['README']).parent == folder
         assert (ROOT / collection['Code']).is_file()
+
+
+@pytest.mark.parametrize('model', MODELS, ids=lambda model: model['Name'])
+def test_metadata_are_those_of_the_config(model):
+    cfg = Config.fromfile(ROOT / model['Config'])
+    data = dict(model['Metadata'])
+    backbone = data.pop('Backbone')
+    assert backbone.lower().replace('resnet-', 'resnet').replace('san-', 'san') in model['Name']
+    assert (data.pop('Parameters (M)'), data.pop('FLOPs (G)')) == SIZES[backbone]
+    assert cfg.data_root.startswith(FOLDERS[data.pop('Training Data')])
+    length = {key: cfg.train_cfg.get(name) for key, name in LENGTHS.items()}
+    assert data == {key: value for key, value in length.items() if value}
+
+
+@pytest.mark.parametrize('model', [m for m in MODELS if 'Published' in m], ids=lambda m: m['Name'])
+def test_published_figures_are_those_of_the_readme(model):
+    assert set(model['Published']) == {'Source', 'Metrics'}
+    readme = (ROOT / model['Config']).with_name('README.md').read_text()
+    (row,) = [line for line in readme.splitlines() if f'(./{model["Name"]}.py)' in line]
+    assert model['Published']['Source'].startswith('https://')
+    assert row.endswith(f' {model["Published"]["Metrics"]["Top 1 Accuracy"]} |')
+
+
+def test_names_are_unique():
+    names = [model['Name'] for model in MODELS]
+    names += [collection['Name'] for content in CONTENTS for collection in content['Collections']]
+    assert len(names) == len(set(names))
 
 
 def test_links_of_the_readmes_lead_somewhere():
