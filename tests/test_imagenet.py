@@ -103,3 +103,13 @@ def test_training_says_what_is_missing(tool):
     config = str(CONFIGS / 'imagenet/resnet50-acmix_8xb16_in1k.py')
     with pytest.raises(SystemExit, match=missing):
         tool('train.py').main([config, '--cfg-options', 'data_root=/nowhere'])
+
+
+def test_predictions_are_kept_and_drawn(tool):
+    test = tool('test.py')
+    cfg = recipe('resnet50-acmix_8xb16')
+    test.keep_predictions(cfg, 'predictions.pkl')
+    assert [evaluator.type for evaluator in cfg.test_evaluator] == ['Accuracy', 'DumpResults']
+    test.draw_predictions(cfg, test.parse_args(['config', 'checkpoint', '--show-dir', 'pictures']))
+    hook = cfg.default_hooks.visualization
+    assert (hook.enable, hook.interval, hook.out_dir, hook.show) == (True, 1, 'pictures', False)

@@ -1,9 +1,10 @@
-"""Evaluate a checkpoint of a detector or a segmentor.
+"""Evaluate a checkpoint of a detector, a segmentor or a classifier.
 
     python tools/test.py configs/mask_rcnn_acmix.py work_dirs/mask_rcnn_acmix/epoch_12.pth \
         [--show-dir pictures] [--out predictions.pkl] [--tta]
 
-The config says which: its ``default_scope`` is mmdet or mmseg. Without a GPU it runs on the CPU.
+The config says which: its ``default_scope`` is mmdet, mmseg or mmpretrain. Without a GPU it runs on
+the CPU.
 """
 
 import sys
@@ -18,11 +19,11 @@ from acmix_mm.engine import argument_parser, build_runner, load_config, require_
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """The common options and those of testing."""
-    parser = argument_parser('Evaluate a checkpoint of a detector or a segmentor.')
+    parser = argument_parser('Evaluate a checkpoint of a detector, a segmentor or a classifier.')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--out',
-        help='keep the predictions: a .pkl file in detection, a folder of PNGs in segmentation',
+        help='keep the predictions: a folder of PNGs in segmentation, else a .pkl file',
     )
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
@@ -41,6 +42,10 @@ def draw_predictions(cfg: Config, args: Namespace) -> None:
             "visualization=dict(type='DetVisualizationHook')."
         )
     hook = cfg.default_hooks.visualization
+    if cfg.default_scope == 'mmpretrain':
+        hook.update(enable=True, interval=1, out_dir=args.show_dir)
+        hook.update(show=args.show, wait_time=args.wait_time)
+        return
     # interval: upstream's mmseg draws every 50th batch by default, the others every image.
     hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
     if args.show_dir and cfg.default_scope == 'mmdet':
@@ -55,15 +60,16 @@ def evaluators_of(cfg: Config) -> list[dict]:
 
 
 def keep_predictions(cfg: Config, out: str) -> None:
-    """Write the predictions to a file (detection) or a folder (segmentation)."""
+    """Write the predictions to a folder (segmentation) or a file (detection, classification)."""
     evaluators = evaluators_of(cfg)
     if cfg.default_scope == 'mmseg':
         for evaluator in evaluators:
             evaluator.update(output_dir=out, keep_results=True)
     elif out.endswith(('.pkl', '.pickle')):
-        evaluators.append(dict(type='DumpDetResults', out_file_path=out))
+        dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
+        evaluators.append(dict(type=dump, out_file_path=out))
     else:
-        sys.exit(f'--out of a detector must end in .pkl or .pickle, got {out}.')
+        sys.exit(f'--out must end in .pkl or .pickle (but in segmentation), got {out}.')
     cfg.test_evaluator = evaluators
 
 

@@ -1,8 +1,9 @@
-"""Train a detector or a segmentor.
+"""Train a detector, a segmentor or a classifier.
 
     python tools/train.py configs/mask_rcnn_acmix.py [--amp] [--resume] [--cfg-options ...]
 
-The config says which: its ``default_scope`` is mmdet or mmseg. Without a GPU it runs on the CPU.
+The config says which: its ``default_scope`` is mmdet, mmseg or mmpretrain. Without a GPU it runs on
+the CPU.
 """
 
 import sys
@@ -24,7 +25,7 @@ from acmix_mm.engine import (
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """The common options and those of training."""
-    parser = argument_parser('Train a detector or a segmentor.')
+    parser = argument_parser('Train a detector, a segmentor or a classifier.')
     parser.add_argument(
         '--amp', action='store_true', help='train in mixed precision (needs an accelerator)'
     )
