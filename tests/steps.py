@@ -124,10 +124,10 @@ def train_and_predict(cfg: Config):
     return model, optimizer, losses, predictions
 
 
-def check_weight_decay(backbone: nn.Module, optimizer: OptimWrapper) -> None:
+def check_weight_decay(module: nn.Module, optimizer: OptimWrapper) -> None:
     """Assert that nothing decays but the weights of convolutions and matrix products."""
     decays = {p: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
-    for name, parameter in backbone.named_parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             spared = parameter.ndim == 1 or name.endswith(SPARED)
             expected = 0 if spared else optimizer.optimizer.defaults['weight_decay']
