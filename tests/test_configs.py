@@ -133,3 +133,7 @@ def test_train_and_predict(name):
     # Detection transformers keep upstream's rules for all but the backbone.
     transformer = any(name in str(cfg.model) for name in ('DINO', 'Mask2Former'))
     check_weight_decay(model.backbone if transformer else model, optimizer)
+    if transformer:
+        rates = {p: group['lr'] for group in optimizer.param_groups for p in group['params']}
+        slow = optimizer.optimizer.defaults['lr'] / 10
+        assert {rates[p] for p in model.backbone.parameters()} == {slow}
