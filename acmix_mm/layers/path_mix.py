@@ -1,6 +1,7 @@
 """How the two paths of ACmix are weighed."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,18 +71,36 @@ class PathMix(nn.Module):
         beta = 1 - self.alpha if self.beta is None else self.beta
         if not self.uses_attention:
             return convolution(beta)
+        # The convolution comes first, so that the backward pass, which goes the other way round,
+        # does not hold its gradients while that of the attention takes the most memory.
+        out = convolution(beta) if self.uses_convolution else None
         path = attention()
         # Under autocast the paths are in half precision and the parameters are not.
         alpha = self.alpha if isinstance(self.alpha, float) else self.alpha.to(path.dtype)
-        if not self.uses_convolution:
+        if out is None:
             return path if alpha == 1 else alpha * path
         if isinstance(alpha, float):
-            return torch.add(convolution(beta), path, alpha=alpha)
-        return torch.addcmul(convolution(beta), path, alpha)
+            return torch.add(out, path, alpha=alpha)
+        return _WeighedSum.apply(out, path, alpha)
 
     def extra_repr(self) -> str:
         """The option, as ``print(module)`` shows it."""
         return f'weights={self.weights!r}'
+
+
+class _WeighedSum(torch.autograd.Function):
+    """``convolution + alpha * attention``; for alpha's gradient torch itself makes two maps."""
+
+    @staticmethod
+    def forward(ctx: Any, convolution: Tensor, attention: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(attention, alpha)
+        return torch.addcmul(convolution, attention, alpha)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attention, alpha = ctx.saved_tensors
+        grad_alpha = torch.dot(grad.reshape(-1), attention.reshape(-1)).view_as(alpha)
+        return grad, grad * alpha, grad_alpha
 
 
 def _fixed(weights: PathWeights) -> tuple[float, float]:
