@@ -5,8 +5,8 @@
 Candidates of a comparison run in turn (A B A B ...) in one process; what counts is the median of
 their ratios within a round, given with its quartiles: a busy machine slows both sides of a ratio.
 Peak memory is that of a fresh process for each candidate, which needs Linux. Writes
-``benchmark.json``, ``benchmark.md`` and ``scaling.png`` to ``--out``, puts the tables into ``--page``
-and prints them.
+``benchmark.json``, ``benchmark.md`` and ``scaling.png`` to ``--out``, prints the tables and puts
+them into ``--page``.
 """
 
 import argparse
