@@ -1,10 +1,10 @@
-"""Write the table of model sizes into docs/model_zoo.md.
+"""Write the tables of docs/model_zoo.md: sizes of backbones, and models with their results.
 
     python tools/analysis/model_zoo.py [--check]
 
 Parameters and multiply-adds are counted on ImageNet classifiers, at 224x224 with a linear head for
 1000 classes, as the papers do. Beside them stand what the released code counts and what the paper
-published.
+published. The models, their training and their results come from the metafiles of configs/.
 """
 
 import argparse
@@ -13,19 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from mmengine.fileio import load
 from torch import Tensor, nn
 
 from acmix_mm.analysis import measure_complexity
 from acmix_mm.registry import MODELS
 
-PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'model_zoo.md'
-BEGIN = '<!-- sizes: written by tools/analysis/model_zoo.py -->\n'
-END = '<!-- sizes: end -->'
-HEADER = (
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / 'docs' / 'model_zoo.md'
+SIZES_HEADER = (
     '| model | params (M) | with 2 pairs | released | published '
     '| FLOPs (G) | with 2 pairs | released | published |\n'
     '|---|---|---|---|---|---|---|---|---|\n'
 )
+MODELS_HEADER = '| config | backbone | training | results | published |\n|---|---|---|---|---|\n'
 
 
 @dataclass(frozen=True)
@@ -112,26 +113,67 @@ def row(model: Model) -> str:
     return f'| {" | ".join(cells)} |\n'
 
 
-def update(page: str) -> str:
-    """A page with a new table between the marks.
+def sizes() -> str:
+    """The table of all backbones."""
+    return SIZES_HEADER + ''.join(map(row, ZOO))
+
+
+def models() -> str:
+    """A table for each data set, of the models that the metafiles list."""
+    tables: dict[str, str] = {}
+    for metafile in load(ROOT / 'model-index.yml')['Import']:
+        for model in load(ROOT / metafile)['Models']:
+            data = model['Metadata']['Training Data']
+            tables[data] = tables.get(data, '') + model_row(model)
+    return '\n'.join(
+        f'### {data}\n\n{MODELS_HEADER}{rows}' for data, rows in sorted(tables.items())
+    )
+
+
+def model_row(model: dict) -> str:
+    """One line of such a table. What was not measured or published stays blank."""
+    data = model['Metadata']
+    unit = 'Epochs' if 'Epochs' in data else 'Iterations'
+    results = ', '.join(metrics(result) for result in model.get('Results') or ())
+    published = metrics(model.get('Published', {}))
+    if published:
+        published = f'[{published}]({model["Published"]["Source"]})'
+    cells = [
+        f'[{model["Name"]}](../{model["Config"]})',
+        data['Backbone'],
+        f'{data[unit]} {unit.lower()}',
+        results,
+        published,
+    ]
+    return f'| {" | ".join(cells)} |\n'
+
+
+def metrics(entry: dict) -> str:
+    """The metrics of a result, such as ``box AP 38.0, mask AP 34.5``."""
+    return ', '.join(f'{name} {value}' for name, value in entry.get('Metrics', {}).items())
+
+
+def replace(page: str, name: str, text: str) -> str:
+    """A page with a new text between the marks of a name.
 
     Raises:
         ValueError: The marks are not there, once each.
     """
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f'the page must have {BEGIN.strip()!r} and {END!r} once each')
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    return before + BEGIN + HEADER + ''.join(map(row, ZOO)) + END + after
+    begin = f'<!-- {name}: written by tools/analysis/model_zoo.py -->\n'
+    end = f'<!-- {name}: end -->'
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f'the page must have {begin.strip()!r} and {end!r} once each')
+    before, rest = page.split(begin)
+    return before + begin + text + end + rest.split(end)[1]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the page, or check it."""
-    parser = argparse.ArgumentParser(description='Write the table of model sizes.')
-    parser.add_argument('--check', action='store_true', help='fail if the table is not up to date')
+    parser = argparse.ArgumentParser(description='Write the tables of docs/model_zoo.md.')
+    parser.add_argument('--check', action='store_true', help='fail if they are not up to date')
     args = parser.parse_args(argv)
     old = PAGE.read_text()
-    new = update(old)
+    new = replace(replace(old, 'sizes', sizes()), 'models', models())
     if args.check and new != old:
         sys.exit(f'{PAGE} is not up to date: run python tools/analysis/model_zoo.py')
     PAGE.write_text(new)
