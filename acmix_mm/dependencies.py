@@ -162,12 +162,11 @@ def check_scope(scope: str | None) -> None:
     try:
         import_module(f'{scope}.models')
     except Exception as error:  # of any kind: of another torch, torchvision raises a RuntimeError
-        message = (
-            f'{scope} cannot be imported ({type(error).__name__}: {error}). '
-            f'Install it: {library.install_command()}'
-        )
+        message = f'{scope} cannot be imported ({type(error).__name__}: {error})'
+        if not installed_distributions(library):
+            message += f'. Install it: {library.install_command()}'
         if library.imports:
-            message += f', and the {library.imports} that is built for your torch'
+            message += f'. It needs the {library.imports} that is built for your torch'
         raise ImportError(message) from error
 
 

@@ -99,7 +99,7 @@ def test_training_says_what_is_missing(tool):
         check_scope('mmpretrain')
         missing = '/nowhere/train'
     except ImportError:
-        missing = r"mmpretrain cannot be imported .*pip install 'onedl-mmpretrain"
+        missing = r'mmpretrain cannot be imported .* torchvision that is built for your torch'
     config = str(CONFIGS / 'imagenet/resnet50-acmix_8xb16_in1k.py')
     with pytest.raises(SystemExit, match=missing):
         tool('train.py').main([config, '--cfg-options', 'data_root=/nowhere'])

@@ -202,12 +202,18 @@ def test_library_of_a_config_that_cannot_be_imported(installed, monkeypatch, err
         raise error
 
     monkeypatch.setattr(dependencies, 'import_module', fail)
+    problem = f'mmpretrain cannot be imported ({type(error).__name__}: {error}). '
+    needs = 'It needs the torchvision that is built for your torch'
     with pytest.raises(ImportError) as raised:
         dependencies.check_scope('mmpretrain')
-    assert str(raised.value) == (
-        f'mmpretrain cannot be imported ({type(error).__name__}: {error}). Install it: '
-        "pip install 'onedl-mmpretrain>=1.0,<2.0', and the torchvision that is built for your torch"
-    )
+    how = "Install it: pip install 'onedl-mmpretrain>=1.0,<2.0'. "
+    assert str(raised.value) == problem + how + needs
+
+    installed['mmpretrain'] = '1.2.0'
+    with pytest.raises(ImportError) as raised:
+        dependencies.check_scope('mmpretrain')
+    assert str(raised.value) == problem + needs
+
     dependencies.check_scope('mmengine')
     dependencies.check_scope(None)
 
