@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 ROOT = Path(__file__).parents[1]
 DETECTOR = str(ROOT / 'configs/demo/mask-rcnn_resnet26-acmix_fpn_shapes.py')
@@ -129,15 +130,17 @@ def test_fsdp_resumes(tool, shapes, lone_job, tmp_path):
     loader = [f'train_dataloader.{name}={value}' for name, value in loader.items()]
 
     def train(iterations, *more):
-        tool('train.py').main([
+        runner = tool('train.py').main([
             str(config), '--launcher', 'pytorch', '--work-dir', str(tmp_path), *more,
             '--cfg-options', f'data_root={shapes}', *loader, 'default_hooks.checkpoint.interval=1',
             f'train_cfg.max_iters={iterations}', 'train_cfg.val_interval=9',
         ])  # fmt: skip
-        return torch.load(tmp_path / f'iter_{iterations}.pth', weights_only=False)
+        return runner.model, torch.load(tmp_path / f'iter_{iterations}.pth', weights_only=False)
 
-    before = train(1)
-    after = train(2, '--resume')
+    _, before = train(1)
+    model, after = train(2, '--resume')
+    units = [module for module in model.modules() if isinstance(module, FullyShardedDataParallel)]
+    assert len(units) == 1 + 8  # the whole, and the blocks of ResNet-26
     assert after['meta']['iter'] == 2
     for name, state in after['optimizer']['state'].items():
         assert state['step'] == 2, name

@@ -1,6 +1,8 @@
 """Processes that work together: on CPUs, where mmengine takes GPUs for granted, and with FSDP."""
 
+import atexit
 import sys
+import time
 from datetime import timedelta
 
 import torch.distributed
@@ -10,6 +12,8 @@ from torch import nn
 from ..backbones.resnet import ACmixBottleneck
 from ..backbones.san import ACmixSANBlock
 from ..backbones.transformer import TransformerBlock
+
+SECONDS_TO_SETTLE = 0.5
 
 
 def use_cpu_processes(cfg: Config) -> None:
@@ -68,6 +72,9 @@ def join_cpu_processes(cfg: Config) -> None:
     if 'timeout' in options:
         options['timeout'] = timedelta(seconds=options['timeout'])
     torch.distributed.init_process_group(**options)
+    # gloo's threads need the interpreter to let go of the last tensors that they sent. One that
+    # comes when it shuts down aborts the process, and a job that was done counts as failed.
+    atexit.register(time.sleep, SECONDS_TO_SETTLE)
 
 
 def check_fsdp(cfg: Config) -> None:
