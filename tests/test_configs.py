@@ -10,6 +10,8 @@ from mmengine.registry import MODELS
 from steps import check_weight_decay, train_and_predict
 
 import acmix_mm  # noqa: F401  makes mmengine find the configs of mmseg
+from acmix_mm.datasets import leaf_datasets
+from acmix_mm.datasets.check import dataset_paths
 from acmix_mm.dependencies import check_scope
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +53,14 @@ def test_the_name_tells_the_images_a_step(name):
     assert CONFIGS[name].train_dataloader.batch_size == images
     if 'auto_scale_lr' in CONFIGS[name]:
         assert CONFIGS[name].auto_scale_lr.base_batch_size == gpus * images
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name.endswith('_coco.py')])
+def test_images_and_instances_of_coco_are_enough(name):
+    for split in ('train', 'val', 'test'):
+        (dataset,) = leaf_datasets(CONFIGS[name][f'{split}_dataloader'].dataset)
+        assert dataset.type == 'CocoDataset'
+        assert set(dataset_paths(dataset)) == {'ann_file', 'data_prefix.img'}
 
 
 def test_the_front_door_is_the_coco_config():
