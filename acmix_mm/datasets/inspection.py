@@ -107,7 +107,7 @@ def _inspect(cfg: Mapping, samples: int, track: Callable[[Sequence], Iterable]) 
         report.errors.append(f'{cfg["type"]} cannot be read ({_reason(error)}).')
         return report
     chosen = [records[i] for i in _spread(len(records), samples)]
-    report.errors += _missing_files(records)
+    report.errors += _missing_files(records, dataset)
     report.errors += _wrong_labels(records, dataset)
     for record in track(chosen):
         report.errors += _unusable(record, dataset, _map_step(cfg))
@@ -180,24 +180,27 @@ def _spread(length: int, samples: int) -> Iterable[int]:
     return np.unique(np.linspace(0, length - 1, min(length, samples)).round().astype(int)).tolist()
 
 
-def _missing_files(records: Sequence[Record]) -> Iterator[str]:
-    """One error for each folder that lacks files."""
+def _missing_files(records: Sequence[Record], dataset: Any) -> Iterator[str]:
+    """An error for images and one for maps, if any are not there."""
     if not records:
         yield 'There are no images: see data_prefix, ann_file and img_suffix of the data set.'
+    known = KNOWN.get(type(dataset).__name__)
+    source = f' ({known.source})' if known else ''
+    listings: dict[str, set[str]] = {}
     for key in ('img_path', 'seg_map_path'):
-        folders: dict[str, list[str]] = defaultdict(list)
-        for record in records:
-            if record.get(key):
-                folder, name = os.path.split(record[key])
-                folders[folder].append(name)
-        for folder, names in folders.items():
-            there = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-            missing = [name for name in names if name not in there]
-            if missing:
-                yield (
-                    f'{folder} lacks {len(missing)} of {len(names)} files: {_some(missing)}. '
-                    'Unpack them again, or take them out of what names them.'
-                )
+        paths = [record[key] for record in records if record.get(key)]
+        missing = []
+        for path in paths:
+            folder, name = os.path.split(path)
+            if folder not in listings:
+                listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            if name not in listings[folder]:
+                missing.append(path)
+        if missing:
+            yield (
+                f'{len(missing)} of {len(paths)} files are not there: {_some(missing)}. Get them '
+                f'again{source}, or take them out of what names them.'
+            )
 
 
 def _wrong_labels(records: Sequence[Record], dataset: Any) -> Iterator[str]:

@@ -49,11 +49,13 @@ KNOWN = {
         {'images/training': dict(images=20210), 'images/validation': dict(images=2000)},
     ),
     'CityscapesDataset': KnownDataset(
-        'Cityscapes, https://www.cityscapes-dataset.com/downloads (leftImg8bit, gtFine)',
+        'Cityscapes, https://www.cityscapes-dataset.com/downloads (leftImg8bit, gtFine), and mmseg '
+        'makes the labelTrainIds: tools/dataset_converters/cityscapes.py',
         {'leftImg8bit/train': dict(images=2975), 'leftImg8bit/val': dict(images=500)},
     ),
     'PascalVOCDataset': KnownDataset(
-        'PASCAL VOC 2012, http://host.robots.ox.ac.uk/pascal/VOC/voc2012',
+        'PASCAL VOC 2012, http://host.robots.ox.ac.uk/pascal/VOC/voc2012, and mmseg adds the '
+        'annotations of SBD: tools/dataset_converters/voc_aug.py',
         {
             'Segmentation/train.txt': dict(images=1464),
             'Segmentation/val.txt': dict(images=1449),

@@ -100,7 +100,7 @@ NARROW = dict(size=[256, 100], counts='PPT:0')
 @pytest.mark.parametrize(
     ('file', 'damage', 'parts'),
     [
-        (IMAGE, remove, ['lacks 1 of 8', '000003.jpg']),
+        (IMAGE, remove, ['1 of 8 files are not there', IMAGE, 'again']),
         (IMAGE, truncate, [IMAGE, 'decoded', 'truncated']),
         (IMAGE, replace, [IMAGE, 'decoded']),
         (IMAGE, crop, [IMAGE, '256x100', '256x256']),
@@ -124,7 +124,7 @@ def test_broken_detection_data(root, file, damage, parts):
     ('file', 'damage', 'parts'),
     [
         (IMAGE, truncate, [IMAGE, 'decoded']),
-        (MAP, remove, ['lacks 1 of 8', '000003.png']),
+        (MAP, remove, ['1 of 8 files are not there', MAP, 'again']),
         (MAP, truncate, [MAP, 'decoded']),
         (MAP, crop, [MAP, '(100, 256)', '(256, 256)']),
         (MAP, colour, ['(256, 256, 3)', 'one channel']),
@@ -207,7 +207,7 @@ class FolderOfOne(BaseDataset):
 def test_labels_of_classification():
     report = inspect_dataset(dict(type='FolderOfOne'))
     missing, wrong = report.errors
-    assert 'nowhere lacks 3 of 3' in missing
+    assert '3 of 3 files are not there: nowhere/1.jpg' in missing
     assert 'Labels 2 are not among the 2 classes' in wrong
 
 
@@ -236,7 +236,7 @@ def test_command(check, root, capsys, monkeypatch):
     assert '4/4' in err
     truncate(root / 'val/000001.jpg')
     (root / 'train/000001.jpg').unlink()
-    with pytest.raises(SystemExit, match='2 errors'):
+    with pytest.raises(SystemExit, match='Errors: 2'):
         check([str(ROOT / DETECTOR), '--cfg-options', f'data_root={root}'])
     assert capsys.readouterr().out.count('error: ') == 2
     with pytest.raises(SystemExit, match='nowhere/annotations/instances_train'):

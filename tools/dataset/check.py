@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f'  note: {note}')
         errors += len(report.errors)
     if errors:
-        sys.exit(f'{errors} errors.')
+        sys.exit(f'Errors: {errors}.')
     print('The data can be used.')
 
 
