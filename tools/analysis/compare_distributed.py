@@ -149,7 +149,7 @@ def train(case: str, folder: Path) -> dict[str, Any]:
         dict: ``losses`` and ``images`` of every step, ``parameters`` of this process, and the
         images that were ``evaluated``.
     """
-    processes, rank = (int(os.environ.get(*x)) for x in (('WORLD_SIZE', '1'), ('RANK', '0')))
+    processes, rank = int(os.environ.get('WORLD_SIZE', 1)), os.environ.get('RANK')
     name = f'{case}-{processes}'
     cfg = CASES[case]()
     cfg.experiment_name = name
@@ -159,10 +159,12 @@ def train(case: str, folder: Path) -> dict[str, Any]:
         loader.update(num_workers=0, persistent_workers=False)
     config = folder / f'{name}-{rank}.py'
     cfg.dump(config)
-    args = [str(config), '--work-dir', str(folder / name), '--cfg-options']
-    args += [f'data_root={folder / "shapes"}', '--launcher']
-    args += ['pytorch' if 'RANK' in os.environ else 'none']
-    runner = build_runner(load_config(argument_parser('').parse_args(args)))
+    args = [str(config), '--work-dir', str(folder / name)]
+    args += ['--launcher', 'pytorch' if rank else 'none']
+    args += ['--cfg-options', f'data_root={folder / "shapes"}', 'env_cfg.dist_cfg.timeout=60']
+    cfg = load_config(argument_parser('').parse_args(args))
+    # mmengine formats the config, again and again, for longer than these steps take.
+    runner = build_runner(Config(cfg.to_dict(), format_python_code=False))
     steps, seen = Steps(), SeenImages()
     runner.register_hook(steps)
     runner.val_loop.evaluator.metrics.append(seen)
@@ -225,6 +227,7 @@ def compare(jobs: Mapping[int, Sequence[str]], folder: Path) -> list[Comparison]
     shapes = runpy.run_path(str(ROOT / 'tools/dataset/make_shapes.py'))
     options = dict(out=folder / 'shapes', train=IMAGES, val=HELD_OUT)
     shapes['main']([str(x) for name, value in options.items() for x in (f'--{name}', value)])
+    held_out = sorted(path.stem for path in (folder / 'shapes/val').iterdir())
     alone = run(1, list(dict.fromkeys(chain.from_iterable(jobs.values()))), folder)
     comparisons = []
     for processes, cases in jobs.items():
@@ -240,7 +243,7 @@ def compare(jobs: Mapping[int, Sequence[str]], folder: Path) -> list[Comparison]
                     parameters=job['parameters'] / alone[case]['parameters'],
                     same_images=alone[case]['images'] == job['images'],
                     evaluated=len(job['evaluated']),
-                    evaluated_once=alone[case]['evaluated'] == job['evaluated'],
+                    evaluated_once=job['evaluated'] == held_out,
                 )
             )
     return comparisons
