@@ -152,12 +152,16 @@ class Run:
         self.work_dir.mkdir(parents=True, exist_ok=True)
         # The Python that runs this goes before others: the scripts look for one.
         path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', '')])
+        environment = os.environ | dict(PATH=path)
         with self.log.open('a') as log:
             for command in commands:
                 print(f'$ {shlex.join(command)}', file=log, flush=True)
-                code = subprocess.run(
-                    command, stdout=log, stderr=log, env=os.environ | dict(PATH=path)
-                ).returncode
+                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                try:
+                    code = process.wait()
+                except KeyboardInterrupt:
+                    process.wait()  # Ctrl-C reaches it, too, and it has processes of its own to end
+                    raise
                 if code:
                     return False
         return True
@@ -261,6 +265,8 @@ def main(argv: list[str] | None = None) -> None:
             )
             if not run.run(commands):
                 failed.append(run)
+    except KeyboardInterrupt:
+        sys.exit('Stopped. The same command goes on from here.')
     finally:
         write_table(runs, args.work_dir)
     if failed:

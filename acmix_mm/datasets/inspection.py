@@ -254,8 +254,7 @@ def _decode(path: str) -> tuple[int, int]:
     Pillow refuses a file that ends too early; OpenCV would make up the rest.
     """
     with Image.open(path) as image:
-        image.load()
-        width, height = ImageOps.exif_transpose(image).size
+        width, height = ImageOps.exif_transpose(image).size  # which decodes it
     return height, width
 
 
