@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..ops import neighborhood_aggregation, neighborhood_attention, shift_conv
+from ..ops import neighborhood_aggregation, neighborhood_attention, pointwise_conv, shift_conv
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,16 @@ class _OurOperators(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Sequence, args: Sequence = (), kwargs: dict | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        if func is pointwise_conv:
+            # As one of torch's own operators, which torch counts.
+            return func(*args, **kwargs | dict(backend='torch'))
         formula = _FORMULAS.get(func)
         if formula is None:
-            return func(*args, **kwargs or {})
-        macs, shape = formula(*args, **kwargs or {})
+            return func(*args, **kwargs)
+        macs, shape = formula(*args, **kwargs)
         self.macs += macs
-        return args[0].new_zeros(shape)
+        return _first(args[0]).new_zeros(shape)
 
 
 def _attention(
@@ -168,7 +172,7 @@ def _aggregation(weights: Tensor, v: Tensor, kernel_size: int) -> tuple[int, Seq
 
 
 def _shift_conv(
-    maps: Tensor,
+    maps: Tensor | Sequence[Tensor],
     fc_weight: Tensor,
     fc_bias: Tensor | None,
     kernel: Tensor,
@@ -177,11 +181,15 @@ def _shift_conv(
     **__: Any,
 ) -> tuple[int, Sequence[int]]:
     """The fully connected layer at every pixel of the maps, then the grouped convolution."""
-    batch_size, _maps, groups, *size = maps.shape
+    batch_size, _maps, groups, *size = _first(maps).shape
     pairs, channels, *filter_shape = kernel.shape
     out_shape = (batch_size, channels, *(-(-side // stride) for side in size))
     fc = batch_size * groups * prod(size) * prod(fc_weight.shape)
     return fc + pairs * prod(out_shape) * prod(filter_shape), out_shape
+
+
+def _first(tensors: Tensor | Sequence[Tensor]) -> Tensor:
+    return tensors if isinstance(tensors, Tensor) else tensors[0]
 
 
 def _attention_on_cpu(

@@ -8,7 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checkpoints.released import SLIDING_WINDOW, accept_released_names
-from ..ops import neighborhood_attention
+from ..ops import neighborhood_attention, pointwise_conv
 from ..ops.checks import check_odd, check_positive
 from ..registry import MODELS
 from .path_mix import PathMix, PathWeights
@@ -91,7 +91,7 @@ class ACmix(BaseModule):
         self.padding = (dilation * (kernel_conv // 2),) * 2
         self.backend = backend
 
-        self.qkv = PointwiseConv(in_channels, 3 * out_channels)
+        self.qkv = PointwiseConv(in_channels, 3 * out_channels, parts=3)
         self.mix = PathMix(path_weights)
         if self.mix.uses_attention:
             self.position = PointwiseConv(2, self.head_channels)
@@ -123,17 +123,18 @@ class ACmix(BaseModule):
         Returns:
             Tensor: ``(B, C_out, ceil(H / stride), ceil(W / stride))``.
         """
-        maps = self.qkv(x).unflatten(1, (-1, self.head_channels))  # q heads, k heads, v heads
-        return self.mix(lambda: self._attend(maps), lambda weight: self.shift_conv(maps, weight))
+        q, k, v = (maps.unflatten(1, (self.num_heads, -1)) for maps in self.qkv(x))
+        return self.mix(
+            lambda: self._attend(q, k, v), lambda weight: self.shift_conv((q, k, v), weight)
+        )
 
-    def _attend(self, maps: Tensor) -> Tensor:
-        q, k, v = maps.chunk(3, 1)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         stride, dilation = self.stride[0], self.dilation[0]
         if stride > 1:
             q = q[..., ::stride, ::stride]
         # The logit q_i . (k_j + p_i - p_j) holds q_i . p_i for every j alike: softmax cancels it.
         weight = self.position.weight
-        position = self.position(coordinates(*k.shape[-2:], weight.dtype, weight.device))
+        (position,) = self.position(coordinates(*k.shape[-2:], weight.dtype, weight.device))
         # The small map changes its sign: k - position would do that to the full-size gradient.
         k = k + -position
         out = neighborhood_attention(
@@ -143,30 +144,28 @@ class ACmix(BaseModule):
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution, on CPUs as the matrix product that it is.
-
-    There oneDNN would reorder the whole map before and after. The result is contiguous.
+    """A 1x1 convolution whose result comes in parts, see :func:`acmix_mm.ops.pointwise_conv`.
 
     Args:
         in_channels: C_in.
-        out_channels: C_out.
+        out_channels: C_out, a multiple of ``parts``.
+        parts: Number of results.
 
     Examples:
-        >>> PointwiseConv(3, 8)(torch.rand(2, 3, 5, 6)).shape
+        >>> q, k, v = PointwiseConv(3, 24, parts=3)(torch.rand(2, 3, 5, 6))
+        >>> q.shape
         torch.Size([2, 8, 5, 6])
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 1)
+    bias: nn.Parameter
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H, W)."""
-        if x.device.type != 'cpu':
-            return super().forward(x)
-        assert self.bias is not None
-        weight = self.weight.flatten(1).expand(len(x), -1, -1)
-        out = torch.baddbmm(self.bias.unsqueeze(1), weight, x.flatten(2))
-        return out.unflatten(2, x.shape[2:])
+    def __init__(self, in_channels: int, out_channels: int, parts: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 1)
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """(B, C_in, H, W) -> ``parts`` times (B, C_out / parts, H, W)."""
+        return pointwise_conv(x, self.weight.flatten(1), self.bias, self.parts)
 
 
 @cached_per_size

@@ -1,6 +1,7 @@
 """The convolution path, shared by all four families."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -96,11 +97,11 @@ class ShiftConv(nn.Module):
         with torch.no_grad():
             self.kernel.copy_(shifts)
 
-    def forward(self, maps: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    def forward(self, maps: Tensor | Sequence[Tensor], weight: Tensor | float = 1.0) -> Tensor:
         """Run the convolution path.
 
         Args:
-            maps: ``(B, M, G, H, W)``.
+            maps: ``(B, M, G, H, W)``, or several tensors that hold the M maps together.
             weight: Of the path: a number, or a tensor of one element.
 
         Returns:

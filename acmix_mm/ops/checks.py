@@ -1,5 +1,7 @@
 """What the operators accept, and what each backend can run."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -73,8 +75,23 @@ def check_neighborhood_aggregation(weights: Tensor, v: Tensor, kernel_size: int)
         )
 
 
+def check_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor, parts: int) -> None:
+    """Raise one clear error for inputs that do not fit together."""
+    op = 'pointwise_conv'
+    check_positive(f'{op}: parts', parts)
+    if x.dim() != 4:
+        raise ValueError(f'{op}: x must be (B, C_in, H, W), got {tuple(x.shape)}')
+    if weight.dim() != 2 or weight.shape[1] != x.shape[1] or len(weight) % parts:
+        raise ValueError(
+            f'{op}: weight must be (C_out, {x.shape[1]}) for x of shape {tuple(x.shape)}, with '
+            f'C_out a multiple of parts={parts}, got {tuple(weight.shape)}'
+        )
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f'{op}: bias must have shape ({len(weight)},), got {tuple(bias.shape)}')
+
+
 def check_shift_conv(
-    maps: Tensor,
+    parts: Sequence[Tensor],
     fc_weight: Tensor,
     fc_bias: Tensor | None,
     kernel: Tensor,
@@ -85,11 +102,15 @@ def check_shift_conv(
     op = 'shift_conv'
     check_positive(f'{op}: stride', stride)
     check_positive(f'{op}: dilation', dilation)
-    if maps.dim() != 5 or maps.shape[1:].numel() == 0:
-        raise ValueError(f'{op}: maps must be a non-empty (B, M, G, H, W), got {tuple(maps.shape)}')
+    shapes = [tuple(maps.shape) for maps in parts]
+    if not parts or any(len(shape) != 5 or 0 in shape[1:] for shape in shapes):
+        raise ValueError(f'{op}: maps must be a non-empty (B, M, G, H, W), got {_listed(shapes)}')
+    if len({(shape[0], *shape[2:]) for shape in shapes}) > 1:
+        raise ValueError(f'{op}: tensors of maps may differ in M only, got {_listed(shapes)}')
+    _check_alike(op, **{f'maps[{i}]': maps for i, maps in enumerate(parts)})
     if kernel.dim() != 5 or kernel.shape[-1] != kernel.shape[-2]:
         raise ValueError(f'{op}: kernel must be (P, C, k*k, k, k), got {tuple(kernel.shape)}')
-    num_maps, groups = maps.shape[1:3]
+    num_maps, groups = sum(shape[1] for shape in shapes), shapes[0][2]
     pairs, channels, _, _, size = kernel.shape
     check_odd(f'{op}: kernel side', size)
     if kernel.shape[2] != size**2 or channels % groups:
@@ -108,6 +129,10 @@ def check_shift_conv(
                 f'{op}: {name} must have shape {shape} for {num_maps} maps and a kernel of shape '
                 f'{tuple(kernel.shape)}, got {tuple(tensor.shape)}'
             )
+
+
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ', '.join(map(str, shapes)) or 'none'
 
 
 def can_run_reference(*tensors: Tensor, raise_error: bool = False) -> bool:
@@ -131,6 +156,23 @@ def can_run_cpu(*tensors: Tensor, raise_error: bool = False) -> bool:
     if reason is None and any(tensor.device.type != 'cpu' for tensor in tensors):
         reason = f'the tensors must be on the CPU, got {tensors[0].device}'
     return _verdict('cpu', reason, raise_error)
+
+
+def can_run_pointwise_cpu(*tensors: Tensor, raise_error: bool = False) -> bool:
+    """The compiled matrix product is for single and double precision: oneDNN is best for half."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        names = ', '.join(sorted(map(str, dtypes)))
+        reason = f'the tensors must all be float32 or all float64, got {names}'
+        return _verdict('cpu', reason, raise_error)
+    if torch.is_autocast_enabled('cpu'):
+        return _verdict('cpu', 'autocast wants half precision', raise_error)
+    return can_run_cpu(*tensors, raise_error=raise_error)
+
+
+def can_run_torch(*tensors: Tensor, raise_error: bool = False) -> bool:
+    """A convolution runs wherever torch does."""
+    return True
 
 
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

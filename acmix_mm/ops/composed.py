@@ -4,6 +4,8 @@ The fully connected layer and the shifting convolution are both linear, so their
 multiplied first; the k_c^2 intermediate maps never exist.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,7 @@ def compose(fc_weight: Tensor, kernel: Tensor) -> Tensor:
 
 
 def shift_conv(
-    maps: Tensor,
+    parts: Sequence[Tensor],
     fc_weight: Tensor,
     fc_bias: Tensor | None,
     kernel: Tensor,
@@ -25,6 +27,7 @@ def shift_conv(
     dilation: int,
 ) -> Tensor:
     """See :func:`acmix_mm.ops.shift_conv`."""
+    maps = parts[0] if len(parts) == 1 else torch.cat([*parts], 1)
     groups, size = maps.shape[2], kernel.shape[-1]
     padding = dilation * (size // 2)
     weight = compose(fc_weight, kernel)

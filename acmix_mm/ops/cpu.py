@@ -3,6 +3,7 @@
 The package works without them; :data:`MISSING` then says why they are not there.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -26,8 +27,13 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, *window: Any) -> Ten
     return torch.ops.acmix_mm.neighborhood_attention_forward(q, k, v, *window)[0]
 
 
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """See :func:`acmix_mm.ops.pointwise_conv`."""
+    return tuple(torch.ops.acmix_mm.pointwise_conv_forward(x, weight, bias, parts))
+
+
 def shift_conv(
-    maps: Tensor,
+    parts: Sequence[Tensor],
     fc_weight: Tensor,
     fc_bias: Tensor | None,
     kernel: Tensor,
@@ -39,15 +45,14 @@ def shift_conv(
     if fc_bias is not None:
         # One more map, of ones inside the image and zeros in the padding, carries the bias.
         weight = torch.cat([weight, compose(fc_bias.unsqueeze(-1), kernel)], 1)
-    if weight.dtype != maps.dtype:
+    if weight.dtype != parts[0].dtype:
         raise TypeError(
-            f'shift_conv: maps and weights must have the same dtype, got {maps.dtype} and '
+            f'shift_conv: maps and weights must have the same dtype, got {parts[0].dtype} and '
             f'{weight.dtype}'
         )
-    if maps.stride(-1) != 1:
-        # One copy here, or every pass of the kernels would read pixels far apart in memory.
-        maps = maps.contiguous()
-    return torch.ops.acmix_mm.shift_conv_forward(maps, weight, stride, dilation)
+    # One copy here, or every pass of the kernels would read pixels far apart in memory.
+    near = [maps if maps.stride(-1) == 1 else maps.contiguous() for maps in parts]
+    return torch.ops.acmix_mm.shift_conv_forward(near, weight, stride, dilation)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -77,25 +82,47 @@ def _attention_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | Non
     return *backward(grad, *ctx.saved_tensors, *ctx.window), None, None, None, None
 
 
-def _conv_fake(maps: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    batch_size, _, _, height, width = maps.shape
-    return maps.new_empty(batch_size, len(weight), -(-height // stride), -(-width // stride))
+def _conv_fake(parts: Sequence[Tensor], weight: Tensor, stride: int, dilation: int) -> Tensor:
+    batch_size, _, _, height, width = parts[0].shape
+    return weight.new_empty(batch_size, len(weight), -(-height // stride), -(-width // stride))
 
 
 def _conv_backward_fake(
-    grad: Tensor, maps: Tensor, weight: Tensor, *geometry: Any
-) -> tuple[Tensor, Tensor]:
-    return maps.new_empty(maps.shape), weight.new_empty(weight.shape)
+    grad: Tensor, parts: Sequence[Tensor], weight: Tensor, *geometry: Any
+) -> tuple[list[Tensor], Tensor]:
+    return [maps.new_empty(maps.shape) for maps in parts], weight.new_empty(weight.shape)
 
 
 def _save_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    maps, weight, *ctx.geometry = inputs
-    ctx.save_for_backward(maps, weight)
+    parts, weight, *ctx.geometry = inputs
+    ctx.save_for_backward(weight, *parts)
 
 
-def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    weight, *parts = ctx.saved_tensors
     backward = torch.ops.acmix_mm.shift_conv_backward
-    return *backward(grad, *ctx.saved_tensors, *ctx.geometry), None, None
+    return *backward(grad, parts, weight, *ctx.geometry), None, None
+
+
+def _pointwise_fake(x: Tensor, weight: Tensor, bias: Tensor, parts: int) -> list[Tensor]:
+    batch_size, _, height, width = x.shape
+    return [x.new_empty(batch_size, len(weight) // parts, height, width) for _ in range(parts)]
+
+
+def _pointwise_backward_fake(
+    grads: Sequence[Tensor], x: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(len(weight))
+
+
+def _save_pointwise(ctx: Any, inputs: tuple, output: Sequence[Tensor]) -> None:
+    x, weight, _, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _pointwise_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    backward = torch.ops.acmix_mm.pointwise_conv_backward
+    return *backward(grads, *ctx.saved_tensors), None
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -124,4 +151,11 @@ if MISSING is None:
         backward_fake=_conv_backward_fake,
         save=_save_conv,
         backward=_conv_backward,
+    )
+    _register(
+        'pointwise_conv',
+        fake=_pointwise_fake,
+        backward_fake=_pointwise_backward_fake,
+        save=_save_pointwise,
+        backward=_pointwise_backward,
     )

@@ -1,14 +1,15 @@
 """The public operators: check the input, choose a backend, call it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checks, composed, cpu, reference, tiled, triton_attention
+from . import checks, composed, cpu, pointwise, reference, tiled, triton_attention
 from .overrides import overridable
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Backend:
         installed: Whether it is there at all.
     """
 
-    run: Callable[..., Tensor]
+    run: Callable[..., Any]
     can_run: Callable[..., bool]
     installed: bool = True
 
@@ -47,17 +48,25 @@ _SHIFT_CONV = {
     'composed': Backend(composed.shift_conv, checks.can_run_composed),
     'reference': Backend(reference.shift_conv, checks.can_run_reference),
 }
-_OPERATORS = {'neighborhood_attention': _NEIGHBORHOOD_ATTENTION, 'shift_conv': _SHIFT_CONV}
+_POINTWISE_CONV = {
+    'cpu': Backend(cpu.pointwise_conv, checks.can_run_pointwise_cpu, cpu.MISSING is None),
+    'torch': Backend(pointwise.pointwise_conv, checks.can_run_torch),
+}
+_OPERATORS = {
+    'neighborhood_attention': _NEIGHBORHOOD_ATTENTION,
+    'shift_conv': _SHIFT_CONV,
+    'pointwise_conv': _POINTWISE_CONV,
+}
 
 
 def available_backends(operator: str) -> tuple[str, ...]:
     """Names of an operator's backends in this installation, best first.
 
     Args:
-        operator: ``'neighborhood_attention'`` or ``'shift_conv'``.
+        operator: ``'neighborhood_attention'``, ``'shift_conv'`` or ``'pointwise_conv'``.
 
     Raises:
-        KeyError: ``operator`` is neither.
+        KeyError: ``operator`` is none of them.
 
     Examples:
         >>> available_backends('neighborhood_attention')
@@ -66,7 +75,7 @@ def available_backends(operator: str) -> tuple[str, ...]:
     return tuple(name for name, backend in _OPERATORS[operator].items() if backend.installed)
 
 
-def _choose(operator: str, backend: str | None, *tensors: Tensor) -> Callable[..., Tensor]:
+def _choose(operator: str, backend: str | None, *tensors: Tensor) -> Callable[..., Any]:
     backends = _OPERATORS[operator]
     if backend is not None:
         if backend not in backends:
@@ -142,7 +151,7 @@ def neighborhood_attention(
 
 @overridable
 def shift_conv(
-    maps: Tensor,
+    maps: Tensor | Sequence[Tensor],
     fc_weight: Tensor,
     fc_bias: Tensor | None,
     kernel: Tensor,
@@ -157,7 +166,8 @@ def shift_conv(
     group per channel of a map. P pairs of (fully connected layer, convolution) are summed.
 
     Args:
-        maps: ``(B, M, G, H, W)``, M maps of G channels.
+        maps: ``(B, M, G, H, W)``, M maps of G channels; or several tensors, such as q, k and v,
+            whose maps are taken one tensor after the other.
         fc_weight: ``(P, k*k, M)``.
         fc_bias: ``(P, k*k)``, added inside the image only, or None.
         kernel: ``(P, C, k*k, k, k)``, C a multiple of G, k odd.
@@ -178,6 +188,40 @@ def shift_conv(
         >>> shift_conv(maps, torch.randn(1, 9, 12), None, torch.randn(1, 64, 9, 3, 3)).shape
         torch.Size([2, 64, 9, 5])
     """
-    checks.check_shift_conv(maps, fc_weight, fc_bias, kernel, stride, dilation)
-    run = _choose('shift_conv', backend, maps, fc_weight, kernel)
-    return run(maps, fc_weight, fc_bias, kernel, stride, dilation)
+    parts = (maps,) if isinstance(maps, Tensor) else tuple(maps)
+    checks.check_shift_conv(parts, fc_weight, fc_bias, kernel, stride, dilation)
+    run = _choose('shift_conv', backend, *parts, fc_weight, kernel)
+    return run(parts, fc_weight, fc_bias, kernel, stride, dilation)
+
+
+@overridable
+def pointwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, parts: int = 1, backend: str | None = None
+) -> tuple[Tensor, ...]:
+    """1x1 convolution whose result comes in parts: the projections to queries, keys and values.
+
+    The first stage of ACmix (Pan et al., CVPR 2022, Sec. 4.1).
+
+    Args:
+        x: ``(B, C_in, H, W)``.
+        weight: ``(C_out, C_in)``.
+        bias: ``(C_out,)``.
+        parts: Number of results, a divisor of C_out.
+        backend: One of ``available_backends('pointwise_conv')``; None takes the best that can run.
+
+    Returns:
+        tuple[Tensor, ...]: ``parts`` times ``(B, C_out / parts, H, W)``.
+
+    Raises:
+        ValueError: Shapes or ``parts`` do not fit, or there is no such backend.
+        RuntimeError: The backend asked for cannot run on these tensors or was not built.
+
+    Examples:
+        >>> import torch
+        >>> q, k, v = pointwise_conv(
+        ...     torch.rand(2, 3, 5, 6), torch.rand(24, 3), torch.rand(24), parts=3)
+        >>> q.shape
+        torch.Size([2, 8, 5, 6])
+    """
+    checks.check_pointwise_conv(x, weight, bias, parts)
+    return _choose('pointwise_conv', backend, x, weight, bias)(x, weight, bias, parts)

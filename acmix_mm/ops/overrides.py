@@ -1,23 +1,24 @@
 """Lets tools see an operator as one call, whatever its backend is written in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 P = ParamSpec('P')
+R = TypeVar('R')
 
 
-def overridable(operator: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def overridable(operator: Callable[P, R]) -> Callable[P, R]:
     """Decorator by which an operator takes part in torch's ``__torch_function__`` protocol.
 
     As with ``torch.nn.functional``, a :class:`torch.overrides.TorchFunctionMode` or a tensor
     subclass gets the call before anything is computed: FLOP counters, tracers and the like.
 
     Args:
-        operator: Takes tensors first, by position or name.
+        operator: Takes tensors, or tuples and lists of them, first, by position or name.
 
     Examples:
         >>> import torch
@@ -36,10 +37,18 @@ def overridable(operator: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """
 
     @wraps(operator)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensors = [arg for arg in _flat((*args, *kwargs.values())) if isinstance(arg, Tensor)]
         if has_torch_function(tensors):
             return handle_torch_function(call, tensors, *args, **kwargs)
         return operator(*args, **kwargs)
 
     return call
+
+
+def _flat(arguments: Iterable[Any]) -> Iterator[Any]:
+    for argument in arguments:
+        if isinstance(argument, tuple | list):
+            yield from argument
+        else:
+            yield argument

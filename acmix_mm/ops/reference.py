@@ -4,6 +4,8 @@ Every other backend is compared with this one. It is slow and keeps ``kernel_siz
 the keys and values, so it is never chosen unless asked for by name.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,7 @@ def _windows(x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
 
 
 def shift_conv(
-    maps: Tensor,
+    parts: Sequence[Tensor],
     fc_weight: Tensor,
     fc_bias: Tensor | None,
     kernel: Tensor,
@@ -43,6 +45,7 @@ def shift_conv(
     dilation: int,
 ) -> Tensor:
     """See :func:`acmix_mm.ops.shift_conv`."""
+    maps = torch.cat([*parts], 1)
     groups, size = maps.shape[2], kernel.shape[-1]
     padding = dilation * (size // 2)
     outs = []

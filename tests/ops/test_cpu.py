@@ -83,13 +83,13 @@ def test_registration(dtype):
 @needs_kernels
 @pytest.mark.parametrize('stride', [1, 2])
 def test_conv_registration(stride):
-    maps, weight = torch.randn(2, 3, 2, 5, 4).requires_grad_(), torch.randn(4, 3, 3, 3)
-    arguments = (maps, weight.requires_grad_(), stride, 1)
+    maps, weight = torch.randn(2, 3, 2, 5, 4).requires_grad_(), torch.randn(4, 6, 3, 3)
+    arguments = ([maps, maps.detach().clone()], weight.requires_grad_(), stride, 1)
     torch.library.opcheck(torch.ops.acmix_mm.shift_conv_forward.default, arguments)
     out = torch.ops.acmix_mm.shift_conv_forward(*arguments)
     torch.library.opcheck(
         torch.ops.acmix_mm.shift_conv_backward.default,
-        (torch.ones_like(out), maps.detach(), weight.detach(), stride, 1),
+        (torch.ones_like(out), [maps.detach()] * 2, weight.detach(), stride, 1),
         test_utils=['test_schema', 'test_faketensor'],
     )
 

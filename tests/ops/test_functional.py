@@ -26,7 +26,8 @@ def attention_case(seed: int) -> tuple[list[Tensor], dict]:
         stride=rng.choice([1, 1, 2, 3]),
         dilation=rng.choice([1, 1, 2, 3]),
     )
-    height, width = rng.choice([1, 2, 5, 8, 9, 17]), rng.choice([1, 3, 7, 8, 16, 21])
+    # 70 rows are more than the compiled kernels take at a time.
+    height, width = rng.choice([1, 2, 5, 8, 9, 17, 70]), rng.choice([1, 3, 7, 8, 16, 21])
     shape = (rng.choice([0, 1, 2]), rng.choice([1, 3]), rng.choice([1, 4, 5]))
     torch.manual_seed(seed)
     k, v = torch.randn(2, *shape, height, width, dtype=torch.float64)
@@ -41,7 +42,7 @@ def conv_case(seed: int) -> tuple[list[Tensor | None], dict]:
     channels = groups * rng.choice([1, 3])
     torch.manual_seed(seed)
     new = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
-    x = new(rng.choice([0, 1, 2]), maps, groups, rng.choice([1, 2, 9]), rng.choice([1, 5, 8]))
+    x = new(rng.choice([0, 1, 2]), maps, groups, rng.choice([1, 2, 9, 70]), rng.choice([1, 5, 8]))
     bias = new(pairs, size**2) if rng.random() < 0.5 else None
     tensors = [
         x,
@@ -84,6 +85,21 @@ def test_attention_backend_equals_reference(backend, seed):
 def test_conv_backend_equals_reference(backend, seed):
     tensors, geometry = conv_case(seed)
     assert_same(shift_conv, tensors, geometry, backend)
+
+
+@pytest.mark.parametrize('backend', available_backends('shift_conv'))
+def test_maps_may_come_in_several_tensors(backend):
+    tensors, geometry = conv_case(0)
+    x, *weights = torch.randn(2, 12, 4, 9, 5, dtype=torch.float64), *tensors[1:]
+    weights[0] = torch.randn(len(weights[0]), weights[0].shape[1], 12, dtype=torch.float64)
+    parts = [x[:, :2], x[:, 2:3], x[:, 3:].transpose(3, 4).contiguous().transpose(3, 4)]
+    leaves = [part.clone().requires_grad_() for part in parts]
+    whole = x.clone().requires_grad_()
+    outs = [shift_conv(maps, *weights, **geometry, backend=backend) for maps in (leaves, whole)]
+    torch.testing.assert_close(*outs)
+    for out in outs:
+        out.square().sum().backward()
+    torch.testing.assert_close(torch.cat([leaf.grad for leaf in leaves], 1), whole.grad)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +176,9 @@ def test_attention_refuses(change, error, says):
     ('change', 'says'),
     [
         (dict(maps=torch.zeros(1, 3, 4, 5)), 'maps must be a non-empty'),
+        (dict(maps=[]), r'maps must be a non-empty \(B, M, G, H, W\), got none'),
+        (dict(maps=torch.zeros(2, 1, 1, 4, 5, 5).unbind()), r'weight must have shape \(1, 9, 2\)'),
+        (dict(maps=(torch.zeros(1, 2, 4, 5, 5), torch.zeros(1, 1, 4, 5, 6))), 'differ in M only'),
         (dict(fc_weight=torch.zeros(1, 9, 4)), r'fc_weight must have shape \(1, 9, 3\)'),
         (dict(fc_bias=torch.zeros(1, 8)), r'fc_bias must have shape \(1, 9\)'),
         (dict(kernel=torch.zeros(1, 5, 9, 3, 3)), 'divisible by the 4 channels'),

@@ -67,7 +67,7 @@ class ReleasedACmix(nn.Module):
         projections = zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True)
         q, k, v = (F.conv2d(x, weight, bias) for weight, bias in projections)
         maps = [t.unflatten(1, (heads, channels)) for t in (q, k, v)]
-        position = layer.position(coordinates(*x.shape[-2:], x.dtype, x.device))
+        (position,) = layer.position(coordinates(*x.shape[-2:], x.dtype, x.device))
 
         query, key, value = (t.flatten(0, 1) for t in maps)
         query = query[..., ::stride, ::stride] * channels**-0.5

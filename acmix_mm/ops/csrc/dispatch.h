@@ -4,6 +4,7 @@
 #include <ATen/Version.h>
 
 #include "neighborhood_attention.h"
+#include "pointwise.h"
 #include "shift_conv.h"
 
 namespace acmix {
@@ -15,6 +16,8 @@ namespace acmix {
   AttentionKernels<T> attention_kernels(); \
   template <typename T>                   \
   ConvKernels<T> conv_kernels();          \
+  template <typename T>                   \
+  PointwiseKernels<T> pointwise_kernels(); \
   }
 
 // What torch's own kernels use on this processor; ATEN_CPU_CAPABILITY overrides it for both.
@@ -39,6 +42,11 @@ AttentionKernels<T> attention_kernels() {
 template <typename T>
 ConvKernels<T> conv_kernels() {
   ACMIX_CHOOSE(conv_kernels)
+}
+
+template <typename T>
+PointwiseKernels<T> pointwise_kernels() {
+  ACMIX_CHOOSE(pointwise_kernels)
 }
 
 #undef ACMIX_DECLARE

@@ -17,6 +17,7 @@ PRAGMA(GCC target(TARGET))
 #endif
 
 #include "neighborhood_attention_kernels.h"
+#include "pointwise_kernels.h"
 #include "shift_conv_kernels.h"
 
 namespace acmix::ISA {
@@ -31,10 +32,17 @@ ConvKernels<T> conv_kernels() {
   return {convolve<T>, convolution_weight_grad<T>};
 }
 
+template <typename T>
+PointwiseKernels<T> pointwise_kernels() {
+  return {pointwise<T>};
+}
+
 template AttentionKernels<float> attention_kernels<float>();
 template AttentionKernels<double> attention_kernels<double>();
 template ConvKernels<float> conv_kernels<float>();
 template ConvKernels<double> conv_kernels<double>();
+template PointwiseKernels<float> pointwise_kernels<float>();
+template PointwiseKernels<double> pointwise_kernels<double>();
 
 }  // namespace acmix::ISA
 

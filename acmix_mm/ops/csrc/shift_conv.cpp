@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include <tuple>
+#include <vector>
 
 #include "dispatch.h"
 #include "tensors.h"
@@ -10,17 +11,20 @@
 namespace acmix {
 namespace {
 
-// Maps are (B, M, G, H, W), weights (C, M, k, k) with C / G outputs for each group; with one map
-// more in the weights, that is a constant map of ones. The result is (B, C, Ho, Wo).
+// Maps are (B, M, G, H, W), in one tensor or several; weights are (C, M, k, k) with C / G outputs for
+// each group; with one map more in the weights, that is a constant map of ones. The result is
+// (B, C, Ho, Wo).
 struct Sizes {
   int64_t batch, maps, groups, height, width, outputs, inputs, kernel_size;
   int64_t result_height, result_width, stride, dilation;
 
-  Sizes(const Tensor& maps_, const Tensor& weight, int64_t stride_, int64_t dilation_)
-      : batch(maps_.size(0)), maps(maps_.size(1)), groups(maps_.size(2)), height(maps_.size(3)),
-        width(maps_.size(4)), outputs(weight.size(0) / groups), inputs(weight.size(1)),
+  Sizes(at::TensorList parts, const Tensor& weight, int64_t stride_, int64_t dilation_)
+      : batch(parts[0].size(0)), maps(0), groups(parts[0].size(2)), height(parts[0].size(3)),
+        width(parts[0].size(4)), outputs(weight.size(0) / groups), inputs(weight.size(1)),
         kernel_size(weight.size(2)), result_height(ceil_div(height, stride_)),
-        result_width(ceil_div(width, stride_)), stride(stride_), dilation(dilation_) {}
+        result_width(ceil_div(width, stride_)), stride(stride_), dilation(dilation_) {
+    for (const Tensor& part : parts) maps += part.size(1);
+  }
 
   ConvShape forward() const {
     return {{kernel_size, stride, dilation}, batch, groups, inputs, outputs,
@@ -37,6 +41,26 @@ struct Sizes {
     return x.unflatten(1, {groups, outputs}).transpose(1, 2);
   }
 };
+
+std::vector<Tensor> converted(at::TensorList tensors, at::ScalarType type) {
+  std::vector<Tensor> result;
+  for (const Tensor& tensor : tensors) result.push_back(tensor.to(type));
+  return result;
+}
+
+template <typename T>
+std::vector<Maps<const T>> read_each(at::TensorList parts) {
+  std::vector<Maps<const T>> table;
+  for (const Tensor& part : parts) append_each(table, read<T>(part), part.size(1));
+  return table;
+}
+
+template <typename T>
+std::vector<Maps<T>> write_each(at::TensorList parts) {
+  std::vector<Maps<T>> table;
+  for (const Tensor& part : parts) append_each(table, write<T>(part), part.size(1));
+  return table;
+}
 
 template <typename T>
 void run_convolution(const Convolution<T>& call) {
@@ -61,58 +85,69 @@ void run_weight_grad(const ConvolutionWeightGrad<T>& call, T* grad_weight) {
   }
 }
 
-Tensor forward(const Tensor& maps, const Tensor& weight, int64_t stride, int64_t dilation) {
-  const auto type = compute_type(maps);
-  const Tensor maps_ = maps.to(type), weight_ = weight.to(type).contiguous();
+Tensor forward(at::TensorList maps, const Tensor& weight, int64_t stride, int64_t dilation) {
+  const auto type = compute_type(maps[0]);
+  const auto maps_ = converted(maps, type);
+  const Tensor weight_ = weight.to(type).contiguous();
   const Sizes sizes(maps, weight, stride, dilation);
   const Tensor out = at::empty(
-      {sizes.batch, weight.size(0), sizes.result_height, sizes.result_width}, maps_.options());
+      {sizes.batch, weight.size(0), sizes.result_height, sizes.result_width}, weight_.options());
   const int64_t positions = sizes.kernel_size * sizes.kernel_size;
   auto run = [&](auto zero) {
     using T = decltype(zero);
-    run_convolution<T>({sizes.forward(), 1, sizes.constant(), read<T>(maps_),
-                        write<T>(sizes.by_output(out)), weight_.const_data_ptr<T>(),
-                        sizes.outputs * sizes.inputs * positions, sizes.inputs * positions,
-                        positions, 1});
+    const auto from = read_each<T>(maps_);
+    const auto to = write_each<T>({sizes.by_output(out)});
+    run_convolution<T>({sizes.forward(), 1, sizes.constant(), from.data(), to.data(),
+                        weight_.const_data_ptr<T>(), sizes.outputs * sizes.inputs * positions,
+                        sizes.inputs * positions, positions, 1});
   };
   type == at::kDouble ? run(0.0) : run(0.0f);
-  return out.to(maps.scalar_type());
+  return out.to(maps[0].scalar_type());
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& maps,
-                                    const Tensor& weight, int64_t stride, int64_t dilation) {
-  const auto type = compute_type(maps);
-  const Tensor maps_ = maps.to(type), weight_ = weight.to(type).contiguous();
+std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad_out, at::TensorList maps,
+                                                 const Tensor& weight, int64_t stride,
+                                                 int64_t dilation) {
+  const auto type = compute_type(maps[0]);
+  const auto maps_ = converted(maps, type);
+  const Tensor weight_ = weight.to(type).contiguous();
   const Sizes sizes(maps, weight, stride, dilation);
   const Tensor grad_ = sizes.by_output(grad_out.to(type));
   const int64_t positions = sizes.kernel_size * sizes.kernel_size;
-  const Tensor grad_maps = at::empty(maps.sizes(), maps_.options());
-  const Tensor grad_weight = at::zeros(weight.sizes(), maps_.options());
+  std::vector<Tensor> grad_maps;
+  for (const Tensor& part : maps) {
+    grad_maps.push_back(at::empty(part.sizes(), weight_.options()));
+  }
+  const Tensor grad_weight = at::zeros(weight.sizes(), weight_.options());
   const Tensor partial = at::empty(
-      {sizes.forward().items(), sizes.outputs * sizes.inputs * positions}, maps_.options());
+      {sizes.forward().items(), sizes.outputs * sizes.inputs * positions}, weight_.options());
   auto run = [&](auto zero) {
     using T = decltype(zero);
+    const auto inputs = read_each<T>(maps_);
+    const auto grads = read_each<T>({grad_});
+    const auto to = write_each<T>(grad_maps);
     // Inputs and outputs change places, and the kernels are turned around.
-    run_convolution<T>({sizes.backward(), stride, false, read<T>(grad_), write<T>(grad_maps),
+    run_convolution<T>({sizes.backward(), stride, false, grads.data(), to.data(),
                         weight_.const_data_ptr<T>() + positions - 1,
                         sizes.outputs * sizes.inputs * positions, positions,
                         sizes.inputs * positions, -1});
-    run_weight_grad<T>({sizes.forward(), sizes.constant(), read<T>(maps_), read<T>(grad_),
-                        partial.mutable_data_ptr<T>()},
-                       grad_weight.mutable_data_ptr<T>());
+    run_weight_grad<T>(
+        {sizes.forward(), sizes.constant(), inputs.data(), grads.data(),
+         partial.mutable_data_ptr<T>()},
+        grad_weight.mutable_data_ptr<T>());
   };
   type == at::kDouble ? run(0.0) : run(0.0f);
-  return {grad_maps.to(maps.scalar_type()), grad_weight.to(weight.scalar_type())};
+  return {converted(grad_maps, maps[0].scalar_type()), grad_weight.to(weight.scalar_type())};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(acmix_mm, library) {
   library.def(
-      "shift_conv_forward(Tensor maps, Tensor weight, int stride, int dilation) -> Tensor");
+      "shift_conv_forward(Tensor[] maps, Tensor weight, int stride, int dilation) -> Tensor");
   library.def(
-      "shift_conv_backward(Tensor grad_out, Tensor maps, Tensor weight, int stride, int dilation) "
-      "-> (Tensor grad_maps, Tensor grad_weight)");
+      "shift_conv_backward(Tensor grad_out, Tensor[] maps, Tensor weight, int stride, int dilation) "
+      "-> (Tensor[] grad_maps, Tensor grad_weight)");
 }
 
 TORCH_LIBRARY_IMPL(acmix_mm, CPU, library) {

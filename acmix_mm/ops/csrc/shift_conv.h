@@ -5,8 +5,8 @@
 
 namespace acmix {
 
-// A convolution with few inputs and outputs in each of many groups. Maps are (B, M, G, H, W): the
-// inputs of group g are channel g of every map, read where they are.
+// A convolution with few inputs and outputs in each of many groups. The inputs of group g are channel
+// g of every map, read where they are.
 struct ConvShape : Window {
   int64_t batch, groups, inputs, outputs;
   int64_t height, width;                // of the inputs
@@ -27,8 +27,8 @@ struct Convolution {
   int64_t spread;
   // The last input is 1 inside the map and 0 outside: it carries the bias of the maps.
   bool constant;
-  Maps<const T> maps;
-  Maps<T> result;
+  const Maps<const T>* maps;  // a table: one map each
+  const Maps<T>* results;     // likewise
   // Distances in the weights, which begin at the first position of the first kernel.
   const T* weight;
   int64_t weight_group, weight_output, weight_input, weight_position;
@@ -38,7 +38,7 @@ template <typename T>
 struct ConvolutionWeightGrad {
   ConvShape shape;
   bool constant;
-  Maps<const T> maps, grad;
+  const Maps<const T>*maps, *grads;  // tables: one map each
   T* partial;  // (items, outputs, inputs, k, k): the share of each band
 };
 

@@ -35,7 +35,7 @@ class ConvBand {
 
   // The border's columns, and those between spread inputs, are 0 from the start and stay so. A
   // strided convolution is never spread.
-  void copy_inputs(const Maps<const T>& maps, int64_t spread, bool constant, T* to) const {
+  void copy_inputs(const Maps<const T>* maps, int64_t spread, bool constant, T* to) const {
     const int64_t given = shape_.inputs - constant;
     for (int64_t r = 0; r < shape_.covered_rows(rows_); ++r, to += layout_.key_row) {
       const int64_t position = shape_.stride * first_row_ + r - shape_.padding();
@@ -45,8 +45,9 @@ class ConvBand {
         continue;
       }
       for (int64_t m = 0; m < given; ++m) {
-        copy_row(maps.image(batch_, m) + group_ * maps.channel_stride + row * maps.row_stride,
-                 maps.column_stride, spread, to + m * layout_.key_channel);
+        const Maps<const T>& map = maps[m];
+        copy_row(map.image(batch_, 0) + group_ * map.channel_stride + row * map.row_stride,
+                 map.column_stride, spread, to + m * layout_.key_channel);
       }
       if (constant) {
         T* ones = to + given * layout_.key_channel;
@@ -195,17 +196,17 @@ class ConvolveBand : ConvBand<T> {
 
   template <int O, int R, int X>
   INLINE void store_outputs(const V (&total)[O][R][X], int64_t first, int64_t y, int64_t x) const {
-    const Maps<T>& to = call_.result;
-    T* corner = to.image(this->batch_, first) + this->group_ * to.channel_stride +
-                (this->first_row_ + y) * to.row_stride + x;
-    const int64_t row = layout_.step * to.row_stride, width = shape_.result_width - x;
+    const int64_t width = shape_.result_width - x;
 #pragma GCC unroll 8
     for (int o = 0; o < O; ++o) {
+      const Maps<T>& to = call_.results[first + o];
+      T* corner = to.image(this->batch_, 0) + this->group_ * to.channel_stride +
+                  (this->first_row_ + y) * to.row_stride + x;
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
         for (int j = 0; j < X; ++j) {
-          store(corner + o * to.head_stride + i * row + j * lanes, total[o][i][j],
+          store(corner + i * layout_.step * to.row_stride + j * lanes, total[o][i][j],
                 width - j * lanes);
         }
       }
@@ -259,11 +260,11 @@ class WeightGradBand : ConvBand<T> {
   int64_t* taps_;
 
   void copy_grad() {
-    const Maps<const T>& grad = call_.grad;
     T* to = grad_;
     for (int64_t y = 0; y < this->rows_; ++y) {
       for (int64_t o = 0; o < shape_.outputs; ++o, to += grad_map_) {
-        const T* from = grad.image(this->batch_, o) + this->group_ * grad.channel_stride +
+        const Maps<const T>& grad = call_.grads[o];
+        const T* from = grad.image(this->batch_, 0) + this->group_ * grad.channel_stride +
                         (this->first_row_ + y) * grad.row_stride;
         for (int64_t x = 0; x < shape_.result_width; ++x) to[x] = from[x * grad.column_stride];
       }

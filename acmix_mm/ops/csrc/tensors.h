@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <vector>
+
 #include "window.h"
 
 namespace acmix {
@@ -21,6 +23,15 @@ template <typename T>
 Maps<T> write(const Tensor& maps) {
   return {maps.mutable_data_ptr<T>(), maps.stride(0), maps.stride(1),
           maps.stride(2),             maps.stride(3), maps.stride(4)};
+}
+
+// Every map of (B, M, D, H, W) by itself.
+template <typename T>
+void append_each(std::vector<Maps<T>>& table, Maps<T> maps, int64_t count) {
+  for (int64_t m = 0; m < count; ++m) {
+    table.push_back(maps);
+    table.back().data += m * maps.head_stride;
+  }
 }
 
 // Half precision is computed in single precision.

@@ -1,0 +1,109 @@
+// torch.ops.acmix_mm.pointwise_conv_forward and _backward on the CPU.
+#include <ATen/Parallel.h>
+#include <ATen/ops/cat.h>
+#include <torch/library.h>
+
+#include <tuple>
+#include <vector>
+
+#include "dispatch.h"
+#include "tensors.h"
+
+namespace acmix {
+namespace {
+
+// Pixels taken at a time: with all their channels they fill half of a second-level cache at most.
+int64_t block_of(int64_t channels) {
+  constexpr int64_t elements = 1 << 15, least = 64;
+  const int64_t pixels = elements / channels;
+  return pixels < least ? least : pixels / least * least;
+}
+
+// The channels of maps (B, C, H, W), one tensor after the other.
+template <typename T, typename Pointer>
+std::vector<Channel<T>> channels_of(const std::vector<Tensor>& maps, Pointer pointer) {
+  std::vector<Channel<T>> channels;
+  for (const Tensor& part : maps) {
+    for (int64_t c = 0; c < part.size(1); ++c) {
+      channels.push_back({pointer(part) + c * part.stride(1), part.stride(0)});
+    }
+  }
+  return channels;
+}
+
+// weight is (outputs, inputs).
+template <typename T>
+void run(const std::vector<Tensor>& sources, const Tensor& weight, const Tensor* bias,
+         const std::vector<Tensor>& results) {
+  const auto from = channels_of<const T>(
+      sources, [](const Tensor& t) { return t.const_data_ptr<T>(); });
+  const auto to =
+      channels_of<T>(results, [](const Tensor& t) { return t.mutable_data_ptr<T>(); });
+  const Tensor& first = sources.front();
+  const Pointwise<T> call{first.size(0),
+                          first.size(2) * first.size(3),
+                          weight.size(1),
+                          weight.size(0),
+                          block_of(weight.size(1)),
+                          from.data(),
+                          to.data(),
+                          weight.const_data_ptr<T>(),
+                          bias == nullptr ? nullptr : bias->const_data_ptr<T>()};
+  const auto kernels = pointwise_kernels<T>();
+  at::parallel_for(0, call.items(), 1,
+                   [&](int64_t begin, int64_t end) { kernels.run(call, begin, end); });
+}
+
+void run_any(const std::vector<Tensor>& sources, const Tensor& weight, const Tensor* bias,
+             const std::vector<Tensor>& results) {
+  if (weight.scalar_type() == at::kDouble) {
+    run<double>(sources, weight, bias, results);
+  } else {
+    run<float>(sources, weight, bias, results);
+  }
+}
+
+// Each part has memory of its own: one large block costs more than its parts, since allocators give
+// it back to the system every time.
+std::vector<Tensor> forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                            int64_t parts) {
+  std::vector<Tensor> results;
+  for (int64_t part = 0; part < parts; ++part) {
+    results.push_back(
+        at::empty({x.size(0), weight.size(0) / parts, x.size(2), x.size(3)}, x.options()));
+  }
+  const Tensor bias_ = bias.contiguous();
+  run_any({x.contiguous()}, weight.contiguous(), &bias_, results);
+  return results;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(at::TensorList grads, const Tensor& x,
+                                            const Tensor& weight) {
+  std::vector<Tensor> parts, grad_weights, grad_biases;
+  const Tensor pixels = x.contiguous().flatten(2).transpose(1, 2);  // (B, H * W, C)
+  for (const Tensor& grad : grads) {
+    parts.push_back(grad.contiguous());
+    grad_weights.push_back(parts.back().flatten(2).matmul(pixels).sum(0));
+    grad_biases.push_back(parts.back().sum({0, 2, 3}));
+  }
+  const Tensor grad_x = at::empty(x.sizes(), x.options());
+  run_any(parts, weight.t().contiguous(), nullptr, {grad_x});
+  return {grad_x, at::cat(grad_weights), at::cat(grad_biases)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(acmix_mm, library) {
+  library.def(
+      "pointwise_conv_forward(Tensor x, Tensor weight, Tensor bias, int parts) -> Tensor[]");
+  library.def(
+      "pointwise_conv_backward(Tensor[] grads, Tensor x, Tensor weight) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+}
+
+TORCH_LIBRARY_IMPL(acmix_mm, CPU, library) {
+  library.impl("pointwise_conv_forward", forward);
+  library.impl("pointwise_conv_backward", backward);
+}
+
+}  // namespace acmix

@@ -1,0 +1,108 @@
+// 1x1 convolution as a matrix product of few rows, the channels, and many columns, the pixels.
+//
+// A block of pixels of all channels is copied to scratch memory, in slices that a row of registers
+// holds. There every loaded vector serves 6 results, so that arithmetic is the limit, not loads.
+#pragma once
+
+#include "pointwise.h"
+#include "simd.h"
+
+namespace acmix::ISA {
+
+constexpr int RESULTS = 6;
+constexpr int VECTORS = VECTOR_REGISTERS >= 32 ? 4 : 2;
+
+template <typename T>
+class PointwiseBlock {
+  static constexpr int64_t lanes = Simd<T>::lanes;
+  static constexpr int64_t slice = VECTORS * lanes;  // pixels
+  using V = Vec<T>;
+
+ public:
+  explicit PointwiseBlock(const Pointwise<T>& call) : call_(call) {
+    scratch_.add(&pixels_, round_up(call.block, slice) * call.sources_count);
+    scratch_.allocate_uninitialized();
+  }
+
+  void run(int64_t item) {
+    image_ = item / call_.blocks();
+    first_ = item % call_.blocks() * call_.block;
+    count_ = call_.pixels - first_ < call_.block ? call_.pixels - first_ : call_.block;
+    copy_pixels();
+    for (int64_t o = 0; o < call_.results_count; o += RESULTS) {
+      for (int64_t x = 0; x < count_; x += slice) {
+        switch (call_.results_count - o) {
+          case 1: multiply<1>(o, x); break;
+          case 2: multiply<2>(o, x); break;
+          case 3: multiply<3>(o, x); break;
+          case 4: multiply<4>(o, x); break;
+          case 5: multiply<5>(o, x); break;
+          default: multiply<RESULTS>(o, x); break;
+        }
+      }
+    }
+  }
+
+ private:
+  const Pointwise<T>& call_;
+  Scratch<T> scratch_;
+  T* pixels_;  // [slice][channel][pixel]
+  int64_t image_, first_, count_;
+
+  // Beyond the last pixel lies what only reaches lanes that are not stored: zeros, since anything
+  // else might be slow to multiply.
+  void copy_pixels() {
+    T* to = pixels_;
+    for (int64_t x = 0; x < count_; x += slice) {
+      const int64_t size = count_ - x < slice ? count_ - x : slice;
+      for (int64_t c = 0; c < call_.sources_count; ++c, to += slice) {
+        const Channel<const T>& source = call_.sources[c];
+        std::memcpy(to, source.data + image_ * source.image_stride + first_ + x, size * sizeof(T));
+        std::memset(to + size, 0, (slice - size) * sizeof(T));
+      }
+    }
+  }
+
+  template <int R>
+  INLINE void multiply(int64_t o, int64_t x) const {
+    V total[R][VECTORS];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < VECTORS; ++j) {
+        total[i][j] = V{} + (call_.bias == nullptr ? T(0) : call_.bias[o + i]);
+      }
+    }
+    const T* pixel = pixels_ + x * call_.sources_count;
+    const T* weight = call_.weight + o * call_.sources_count;
+    for (int64_t c = 0; c < call_.sources_count; ++c, pixel += slice) {
+      V value[VECTORS];
+#pragma GCC unroll 8
+      for (int j = 0; j < VECTORS; ++j) value[j] = load(pixel + j * lanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) {
+        const T w = weight[i * call_.sources_count + c];
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) total[i][j] += w * value[j];
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+      const Channel<T>& result = call_.results[o + i];
+      T* to = result.data + image_ * result.image_stride + first_ + x;
+#pragma GCC unroll 8
+      for (int j = 0; j < VECTORS; ++j) {
+        const int64_t left = count_ - x - j * lanes;
+        if (left > 0) store(to + j * lanes, total[i][j], left);
+      }
+    }
+  }
+};
+
+template <typename T>
+void pointwise(const Pointwise<T>& call, int64_t begin, int64_t end) {
+  PointwiseBlock<T> block(call);
+  for (int64_t item = begin; item < end; ++item) block.run(item);
+}
+
+}  // namespace acmix::ISA
