@@ -17,18 +17,18 @@ class KnownDataset:
     source: str
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def counts_of(self, paths: Iterable[str]) -> dict[str, int]:
+    def counts_of(self, paths: Iterable[str | None]) -> dict[str, int]:
         """The counts of the part that lies at one of the paths; empty if none is known.
 
         Args:
-            paths: Of a dataset: its annotation file and folders.
+            paths: Of a dataset: its annotation file and folders, as far as it has them.
 
         Examples:
             >>> KNOWN['CityscapesDataset'].counts_of(['data/cityscapes/leftImg8bit/val'])
             {'images': 500}
         """
         for end, counts in self.counts.items():
-            if any(f'/{path.rstrip("/")}'.endswith(f'/{end}') for path in paths):
+            if any(f'/{path.rstrip("/")}'.endswith(f'/{end}') for path in paths if path):
                 return counts
         return {}
 

@@ -192,7 +192,7 @@ def test_fewer_images_than_a_known_data_set_has_are_a_note(root):
     ],
 )
 def test_known_counts_are_found_by_path(name, path, images):
-    assert KNOWN[name].counts_of(['', path])['images'] == images
+    assert KNOWN[name].counts_of(['', None, path])['images'] == images
     assert KNOWN[name].counts_of(['', 'elsewhere/minival']) == {}
 
 
