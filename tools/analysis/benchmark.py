@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 import acmix_mm  # noqa: F401  registers the backbones
 from acmix_mm.layers import ACmix
 from acmix_mm.layers.acmix import coordinates
-from acmix_mm.ops import available_backends, neighborhood_attention, shift_conv
+from acmix_mm.ops import available_backends, neighborhood_attention, pointwise_conv, shift_conv
 from acmix_mm.ops.padding import reflect_pad2d
 from acmix_mm.registry import MODELS
 
@@ -93,7 +94,7 @@ class ReleasedACmix(nn.Module):
 
 
 class Operator(nn.Module):
-    """One of the operators with one backend, as a module of the layer's maps (B, 3 C, H, W)."""
+    """One of the operators with one backend, of the layer's maps, or of its input to project it."""
 
     def __init__(self, name: str, backend: str, channels: int, heads: int = 4) -> None:
         super().__init__()
@@ -101,9 +102,14 @@ class Operator(nn.Module):
         if name == 'shift_conv':
             self.fc_weight = nn.Parameter(torch.randn(1, 9, 3 * heads))
             self.kernel = nn.Parameter(torch.randn(1, channels, 9, 3, 3))
+        elif name == 'pointwise_conv':
+            self.weight = nn.Parameter(torch.randn(3 * channels, channels))
+            self.bias = nn.Parameter(torch.randn(3 * channels))
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, 3 C, H, W) -> (B, C, H, W)."""
+    def forward(self, maps: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(B, 3 C, H, W) -> (B, C, H, W), or (B, C, H, W) -> three times the same."""
+        if self.name == 'pointwise_conv':
+            return pointwise_conv(maps, self.weight, self.bias, 3, backend=self.backend)
         maps = maps.unflatten(1, (-1, self.head_channels))
         if self.name == 'shift_conv':
             return shift_conv(maps, self.fc_weight, None, self.kernel, backend=self.backend)
@@ -158,7 +164,8 @@ def operator_case(kind: str, name: str, channels: int, height: int, width: int) 
     """An operator with the backend ``kind``, or a matrix product to compare it with."""
     if kind == 'matmul':
         return Square(), (MATMUL_SIDE, MATMUL_SIDE)
-    return Operator(name, kind, channels), (1, 3 * channels, height, width)
+    shape = (1, channels if name == 'pointwise_conv' else 3 * channels, height, width)
+    return Operator(name, kind, channels), shape
 
 
 def backbone_cfg(kind: str, family: str) -> dict:
@@ -166,6 +173,7 @@ def backbone_cfg(kind: str, family: str) -> dict:
     ours, plain = dict(
         resnet=(dict(type='ACmixResNet', depth=50), dict(type='mmdet.ResNet', depth=50)),
         swin=(dict(type='ACmixSwin'), dict(type='mmdet.SwinTransformer')),
+        pvt=(dict(type='ACmixPVT'), dict(type='mmdet.PyramidVisionTransformer')),
     )[family]
     return ours if kind == 'acmix' else plain
 
@@ -197,14 +205,12 @@ class Comparison:
         arguments: Of the builder, after the candidate's name.
         candidates: Names; the first is what ratios refer to.
         modes: Forward, forward and backward, or both.
-        memory: Whether to measure peak memory and bytes saved for the backward pass too.
     """
 
     suite: str
     arguments: tuple
     candidates: tuple[str, ...]
     modes: tuple[str, ...] = (FORWARD, BOTH)
-    memory: bool = False
 
     def build(self, candidate: str) -> Case:
         """The module and the shape of its input."""
@@ -225,19 +231,17 @@ def comparisons(suites: Sequence[str], quick: bool) -> list[Comparison]:
         return channels, height // shrink, width // shrink
 
     found = []
-    for name in ('neighborhood_attention', 'shift_conv'):
+    for name in ('neighborhood_attention', 'shift_conv', 'pointwise_conv'):
         # Triton's kernels are for GPUs.
         backends = [b for b in available_backends(name) if b not in ('reference', 'triton')]
         for stage in ((64, 128, 128), *STAGES):
             found.append(Comparison('operator', (name, *sized(*stage)), (*backends, 'matmul')))
-    found += [
-        Comparison('layer', sized(*stage), layer, memory=True)
-        for stage in ((64, 128, 128), *STAGES)
-    ]
+    found += [Comparison('layer', sized(*stage), layer) for stage in ((64, 128, 128), *STAGES)]
     plain = ('acmix', 'mmdet')
     found += [
         Comparison('backbone', ('resnet', 800 // shrink, 1344 // shrink), plain),
         Comparison('backbone', ('swin', 448 // shrink, 672 // shrink), plain),
+        Comparison('backbone', ('pvt', 448 // shrink, 672 // shrink), plain),
         Comparison('detector', ('resnet', 800 // shrink, 1344 // shrink), plain, (BOTH,)),
     ]
     return [comparison for comparison in found if comparison.suite in suites]
@@ -341,8 +345,8 @@ def saved_bytes(case: Case) -> tuple[int, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = module(x)
-    assert output.requires_grad
+        outputs = tensors_of(module(x))
+    assert all(output.requires_grad for output in outputs)
     return sum(storages.values()), x.numel() * x.element_size()
 
 
@@ -359,12 +363,13 @@ def print_peak_bytes(suite: str, candidate: str, *arguments: Any) -> None:
     """What the fresh process does."""
     module, shape = BUILDERS[suite](candidate, *arguments)
     # The libraries load their code and their pools of threads on first use.
-    prepare((module, (1, shape[1], 8, 8)), BOTH)()
+    prepare((module, (*shape[:2], 64, 64)), BOTH)()
     function = prepare((module, shape), BOTH)
     Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     idle = process_bytes('VmRSS')
     function()
-    print(process_bytes('VmHWM') - idle)
+    # At least a page: small maps fit into memory that the libraries have left free.
+    print(max(process_bytes('VmHWM') - idle, resource.getpagesize()))
 
 
 def process_bytes(entry: str) -> int:
@@ -377,6 +382,8 @@ def measure_memory(comparison: Comparison) -> list[dict]:
     """Bytes saved and peak memory of all candidates."""
     rows = []
     for name in comparison.candidates:
+        if name == 'matmul':
+            continue
         saved, size = saved_bytes(comparison.build(name))
         rows.append(
             dict(
@@ -457,7 +464,11 @@ class Results:
     def roofline_share(self, comparison: Comparison) -> float:
         """FLOP/s of the first backend's forward pass over those of the matrix product."""
         name, channels, height, width = comparison.arguments
-        per_value = 4 * 7**2 if name == 'neighborhood_attention' else 2 * 12 * 3**2
+        per_value = dict(
+            neighborhood_attention=4 * 7**2,
+            shift_conv=2 * 12 * 3**2,
+            pointwise_conv=2 * 3 * channels,
+        )[name]
         work = per_value * channels * height * width / MATMUL_FLOPS
         return work * self.ratio(str(comparison), FORWARD, 'matmul')
 
@@ -557,7 +568,7 @@ def targets(results: Results, listed: list[Comparison]) -> str:
     by_size = {c.arguments: str(c) for c in layers}
     first, *stages = (c.arguments for c in layers)
     attention = next(c for c in listed if c.arguments[0] == 'neighborhood_attention')
-    resnet, swin = (str(c) for c in listed if c.suite == 'backbone')
+    resnet, swin, _ = (str(c) for c in listed if c.suite == 'backbone')
 
     def faster(size: tuple, mode: str) -> float:
         return results.ratio(by_size[size], mode, 'released')
@@ -650,8 +661,7 @@ def main(argv: list[str] | None = None) -> None:
     for comparison in listed:
         print(f'{comparison} ...', file=sys.stderr)
         results.times += compare(comparison, args.rounds)
-        if comparison.memory:
-            results.memory += measure_memory(comparison)
+        results.memory += measure_memory(comparison)
     args.out.mkdir(parents=True, exist_ok=True)
     if 'scaling' in args.suites:
         sides = [side // (8 if args.quick else 1) for side in SCALING_SIDES]
