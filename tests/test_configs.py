@@ -87,13 +87,15 @@ def test_longer_training_is_the_only_difference(name):
 
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if '4xb4-80k' in name])
-def test_80k_iterations_see_as_many_images_as_40k(name):
+def test_80k_iterations_are_40k_of_half_the_batch_and_learning_rate(name):
     shorter = CONFIGS[name.replace('4xb4-80k', '8xb4-40k')]
     cfg = CONFIGS[name]
     assert cfg.model == shorter.model
     assert cfg.train_dataloader == shorter.train_dataloader
     assert (cfg.train_cfg.max_iters, shorter.train_cfg.max_iters) == (80000, 40000)
     assert (cfg.param_scheduler[-1].end, shorter.param_scheduler[-1].end) == (80000, 40000)
+    optimizer, other = cfg.optim_wrapper.optimizer, shorter.optim_wrapper.optimizer
+    assert other == optimizer | dict(lr=2 * optimizer.lr)
 
 
 @pytest.mark.parametrize('name', [n for n in CONFIGS if '-s-acmix' in n and '_ms-3x_' not in n])

@@ -12,7 +12,6 @@ _base_ = [
     '../_base_/backbones/pvt.py',
 ]
 
-
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     pretrained=None,

@@ -10,7 +10,6 @@ _base_ = [
     '../_base_/backbones/resnet.py',
 ]
 
-
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     pretrained=None,

@@ -10,7 +10,6 @@ _base_ = [
     '../_base_/backbones/san.py',
 ]
 
-
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     pretrained=None,

@@ -1,20 +1,11 @@
 # Semantic FPN, SAN-10-ACmix, 40k iterations of ADE20K.
 #
 #   python tools/train.py configs/san_acmix/sem-fpn_san10-acmix_8xb4-40k_ade20k-512x512.py
-_base_ = [
-    'mmseg::_base_/models/fpn_r50.py',
-    'mmseg::_base_/datasets/ade20k.py',
-    'mmseg::_base_/schedules/schedule_40k.py',
-    'mmseg::_base_/default_runtime.py',
-    '../_base_/acmix.py',
-    '../_base_/backbones/san.py',
-]
+#
+# Twice the batch and learning rate of 80k iterations, as in PVT's release.
+_base_ = './sem-fpn_san10-acmix_4xb4-80k_ade20k-512x512.py'
 
-
-model = dict(
-    data_preprocessor=dict(size=(512, 512)),
-    pretrained=None,
-    backbone=dict(_delete_=True, **_base_.san10),
-    decode_head=dict(num_classes=150),
-)
-optim_wrapper = dict(paramwise_cfg=_base_.paramwise_cfg)
+train_cfg = dict(max_iters=40000, val_interval=4000)
+default_hooks = dict(checkpoint=dict(interval=4000))
+optim_wrapper = dict(optimizer=dict(lr=0.02))
+param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=40000, by_epoch=False)]
