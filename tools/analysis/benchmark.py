@@ -12,6 +12,7 @@ them into ``--page``.
 import argparse
 import json
 import math
+import os
 import platform
 import resource
 import statistics
@@ -39,6 +40,8 @@ FORWARD, BOTH = 'forward', 'forward + backward'
 # Middle layers of ResNet-50's stages on an 800x1336 image: (C, H, W).
 STAGES = ((64, 200, 334), (128, 100, 167), (256, 50, 84), (512, 25, 42))
 SCALING_SIDES = (64, 128, 256, 512)
+# Of glibc: large blocks are kept for the next one who asks, instead of given back to the system.
+KEEP_MEMORY = dict(MALLOC_MMAP_THRESHOLD_='4294967296', MALLOC_TRIM_THRESHOLD_='8589934592')
 MARKS = (
     '<!-- figures: written by tools/analysis/benchmark.py -->\n',
     '<!-- figures: end -->\n',
@@ -399,17 +402,33 @@ def measure_memory(comparison: Comparison) -> list[dict]:
 
 def measure_scaling(sides: Sequence[int], rounds: int) -> list[dict]:
     """Time and memory of forward and backward of ACmix layers of 64 channels on square maps."""
-    cases = [Comparison('layer', (64, side, side), ('acmix',)) for side in sides]
-    functions = {str(c.arguments[1]): prepare(c.build('acmix'), BOTH) for c in cases}
-    seconds = time_in_turn(functions, rounds)
+    times = scaling_times(sides, rounds)
+    kept = scaling_times(sides, rounds, **KEEP_MEMORY)
     return [
         dict(
-            side=case.arguments[1],
-            milliseconds=1e3 * statistics.median(seconds[str(case.arguments[1])]),
-            peak_bytes=peak_bytes(case, 'acmix'),
+            side=side,
+            milliseconds=times[str(side)],
+            milliseconds_kept=kept[str(side)],
+            peak_bytes=peak_bytes(Comparison('layer', (64, side, side), ()), 'acmix'),
         )
-        for case in cases
+        for side in sides
     ]
+
+
+def scaling_times(sides: Sequence[int], rounds: int, **environment: str) -> dict[str, float]:
+    """Median milliseconds of each side, in turn in a fresh process."""
+    command = [sys.executable, __file__, '--scaling-of', json.dumps([sides, rounds])]
+    command += ['--threads', str(torch.get_num_threads())]
+    environment = os.environ | environment
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def print_scaling_times(sides: Sequence[int], rounds: int) -> None:
+    """What the fresh process does."""
+    functions = {str(side): prepare(layer_case('acmix', 64, side, side), BOTH) for side in sides}
+    seconds = time_in_turn(functions, rounds)
+    print(json.dumps({name: 1e3 * statistics.median(times) for name, times in seconds.items()}))
 
 
 def fitted_exponent(rows: list[dict], key: str) -> float:
@@ -482,23 +501,24 @@ class Results:
         """All tables."""
         machine = ', '.join(f'{key} {value}' for key, value in self.machine.items())
         parts = [f'Machine: {machine}.\n']
-        parts.append(
-            table(
-                ('measured', 'mode', 'candidate', 'ms', 'times the first', 'quartiles'),
-                [
-                    (
-                        m.comparison,
-                        m.mode,
-                        m.candidate,
-                        f'{m.milliseconds:.2f}',
-                        f'{m.ratio:.2f}',
-                        f'{m.quartiles[0]:.2f} to {m.quartiles[1]:.2f}',
-                    )
-                    for m in self.times
-                    if m.candidate != 'matmul'
-                ],
+        if self.times:
+            parts.append(
+                table(
+                    ('measured', 'mode', 'candidate', 'ms', 'times the first', 'quartiles'),
+                    [
+                        (
+                            m.comparison,
+                            m.mode,
+                            m.candidate,
+                            f'{m.milliseconds:.2f}',
+                            f'{m.ratio:.2f}',
+                            f'{m.quartiles[0]:.2f} to {m.quartiles[1]:.2f}',
+                        )
+                        for m in self.times
+                        if m.candidate != 'matmul'
+                    ],
+                )
             )
-        )
         shares = [
             (str(comparison), f'{self.roofline_share(comparison):.0%}')
             for comparison in listed
@@ -526,16 +546,16 @@ class Results:
                 (
                     f'{row["side"]}^2',
                     f'{row["milliseconds"]:.1f}',
+                    f'{row["milliseconds_kept"]:.1f}',
                     f'{row["peak_bytes"] / 2**20:.0f}',
                 )
                 for row in self.scaling
             ]
-            exponents = [
-                f'{fitted_exponent(self.scaling, key):.2f}'
-                for key in ('milliseconds', 'peak_bytes')
-            ]
+            keys = ('milliseconds', 'milliseconds_kept', 'peak_bytes')
+            exponents = [f'{fitted_exponent(self.scaling, key):.2f}' for key in keys]
             rows.append(('exponent', *exponents))
-            parts.append(table(('64 channels, forward + backward', 'ms', 'peak (MiB)'), rows))
+            header = ('64 channels, forward + backward', 'ms', 'ms, memory kept', 'peak (MiB)')
+            parts.append(table(header, rows))
         return '\n'.join(parts)
 
     def plot(self, path: Path) -> None:
@@ -598,7 +618,11 @@ def targets(results: Results, listed: list[Comparison]) -> str:
     ]  # fmt: skip
     figures += [
         (f'exponent of {name}, 64^2 to 512^2', '<=', 1.05, fitted_exponent(results.scaling, key))
-        for name, key in (('time', 'milliseconds'), ('memory', 'peak_bytes'))
+        for name, key in (
+            ('time', 'milliseconds'),
+            ('time, memory kept', 'milliseconds_kept'),
+            ('memory', 'peak_bytes'),
+        )
     ]
     rows = [
         (
@@ -645,7 +669,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=15, help='of every comparison, at least 2')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--quick', action='store_true', help='maps of an eighth of the size')
+    # What the fresh processes are given.
     parser.add_argument('--peak-of', type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument('--scaling-of', type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -655,6 +681,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     if args.peak_of:
         return print_peak_bytes(*args.peak_of)
+    if args.scaling_of:
+        return print_scaling_times(*args.scaling_of)
     listed = comparisons(args.suites, args.quick)
     results = Results()
     results.machine = describe_machine(args.rounds)
@@ -674,6 +702,8 @@ def main(argv: list[str] | None = None) -> None:
     (args.out / 'benchmark.md').write_text(markdown)
     if args.page:
         args.page.write_text(put_between_marks(args.page.read_text(), markdown))
+        if results.scaling:
+            results.plot(args.page.parent / 'images' / 'scaling.png')
     print(markdown)
 
 
