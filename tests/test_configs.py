@@ -134,13 +134,15 @@ def test_train_and_predict(name):
     assert losses
     assert all(torch.isfinite(loss).all() for loss in losses.values())
     assert len(predictions) == 2
-    # The gradient has reached both paths of every layer. The values may be the same still: in the
-    # beginning, steps of SGD are too small for single precision.
+    # Everything that is trained has a gradient: DDP ends over what has none.
+    states = optimizer.optimizer.state
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and not states.get(p)]
+    # It has reached both paths of every layer. The values may be the same still: in the beginning,
+    # steps of SGD are too small for single precision.
     weights = {n: p for n, p in model.backbone.named_parameters() if '.mix.' in n}
     assert len(weights) >= 8
     for weight_name, weight in weights.items():
-        state = optimizer.optimizer.state[weight]
-        assert state, f'no gradient of {weight_name}'
+        state = states[weight]
         assert state.get('exp_avg', state.get('momentum_buffer')) != 0, weight_name
     # Detection transformers keep upstream's rules for all but the backbone.
     transformer = any(name in str(cfg.model) for name in ('DINO', 'Mask2Former'))

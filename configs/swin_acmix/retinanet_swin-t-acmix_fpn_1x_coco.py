@@ -9,7 +9,8 @@ _base_ = [
     '../_base_/backbones/swin.py',
 ]
 
+# RetinaNet leaves out the first output, whose norm would be without a gradient: DDP ends over that.
 model = dict(
-    backbone=dict(_delete_=True, **_base_.swin_tiny),
-    neck=dict(in_channels=_base_.swin_channels),
+    backbone=dict(_delete_=True, out_indices=(1, 2, 3), **_base_.swin_tiny),
+    neck=dict(in_channels=_base_.swin_channels[1:], start_level=0),
 )
