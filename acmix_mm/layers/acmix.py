@@ -185,8 +185,11 @@ def coordinates(height: int, width: int, dtype: torch.dtype, device: torch.devic
         >>> coordinates(1, 3, torch.float32, torch.device('cpu')).flatten(2).tolist()
         [[[-1.0, 0.0, 1.0], [-1.0, -1.0, -1.0]]]
     """
-    x = torch.linspace(-1, 1, width, dtype=torch.float64, device=device)
-    y = torch.linspace(-1, 1, height, dtype=torch.float64, device=device)
+    # Not torch.linspace, for which torch.compile compiles every length anew.
+    x, y = (
+        2 * torch.arange(length, dtype=torch.float64, device=device) / max(length - 1, 1) - 1
+        for length in (width, height)
+    )
     return torch.stack(torch.meshgrid(x, y, indexing='xy')).unsqueeze(0).to(dtype)
 
 

@@ -43,13 +43,14 @@ def check_neighborhood_attention(
     check_positive(f'{op}: stride', stride)
     check_positive(f'{op}: dilation', dilation)
     _check_alike(op, q=q, k=k, v=v)
-    if k.dim() != 5 or k.shape[1:].numel() == 0:
+    if k.dim() != 5 or 0 in k.shape[1:]:
         raise ValueError(f'{op}: k must be a non-empty (B, N, D, H, W), got {tuple(k.shape)}')
     if v.shape != k.shape:
         raise ValueError(
             f'{op}: v must have the shape of k, got {tuple(v.shape)} and {tuple(k.shape)}'
         )
-    expected = (*k.shape[:3], *(-(-size // stride) for size in k.shape[3:]))
+    # Written as torch does for slices: torch.export must find both equal for sizes left open.
+    expected = (*k.shape[:3], *((size + stride - 1) // stride for size in k.shape[3:]))
     if q.shape != expected:
         raise ValueError(
             f'{op}: with k of shape {tuple(k.shape)} and stride {stride}, q must have shape '
@@ -62,7 +63,7 @@ def check_neighborhood_aggregation(weights: Tensor, v: Tensor, kernel_size: int)
     op = 'neighborhood_aggregation'
     check_odd(f'{op}: kernel_size', kernel_size)
     _check_alike(op, weights=weights, v=v)
-    if v.dim() != 4 or v.shape[1:].numel() == 0:
+    if v.dim() != 4 or 0 in v.shape[1:]:
         raise ValueError(f'{op}: v must be a non-empty (B, C, H, W), got {tuple(v.shape)}')
     batch_size, channels, height, width = v.shape
     groups = weights.shape[1] if weights.dim() == 5 else 0
@@ -79,9 +80,10 @@ def check_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor, parts: int) ->
     """Raise one clear error for inputs that do not fit together."""
     op = 'pointwise_conv'
     check_positive(f'{op}: parts', parts)
-    if x.dim() != 4:
-        raise ValueError(f'{op}: x must be (B, C_in, H, W), got {tuple(x.shape)}')
-    if weight.dim() != 2 or weight.shape[1] != x.shape[1] or len(weight) % parts:
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(f'{op}: x must be a non-empty (B, C_in, H, W), got {tuple(x.shape)}')
+    outputs = len(weight) if weight.dim() == 2 and weight.shape[1] == x.shape[1] else 0
+    if outputs == 0 or outputs % parts:
         raise ValueError(
             f'{op}: weight must be (C_out, {x.shape[1]}) for x of shape {tuple(x.shape)}, with '
             f'C_out a multiple of parts={parts}, got {tuple(weight.shape)}'
@@ -105,7 +107,8 @@ def check_shift_conv(
     shapes = [tuple(maps.shape) for maps in parts]
     if not parts or any(len(shape) != 5 or 0 in shape[1:] for shape in shapes):
         raise ValueError(f'{op}: maps must be a non-empty (B, M, G, H, W), got {_listed(shapes)}')
-    if len({(shape[0], *shape[2:]) for shape in shapes}) > 1:
+    # Lists, not a set: sizes that torch.export leaves open cannot be hashed.
+    if any([shape[0], *shape[2:]] != [shapes[0][0], *shapes[0][2:]] for shape in shapes):
         raise ValueError(f'{op}: tensors of maps may differ in M only, got {_listed(shapes)}')
     _check_alike(op, **{f'maps[{i}]': maps for i, maps in enumerate(parts)})
     if kernel.dim() != 5 or kernel.shape[-1] != kernel.shape[-2]:

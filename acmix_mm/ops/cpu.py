@@ -83,8 +83,9 @@ def _attention_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | Non
 
 
 def _conv_fake(parts: Sequence[Tensor], weight: Tensor, stride: int, dilation: int) -> Tensor:
-    batch_size, _, _, height, width = parts[0].shape
-    return weight.new_empty(batch_size, len(weight), -(-height // stride), -(-width // stride))
+    batch_size, _, _, *sides = parts[0].shape
+    size = ((side + stride - 1) // stride for side in sides)
+    return weight.new_empty(batch_size, len(weight), *size)
 
 
 def _conv_backward_fake(
@@ -126,7 +127,9 @@ def _pointwise_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | Non
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("backend 'cpu' has no second derivatives, backend='reference' has")
+    raise NotImplementedError(
+        "backend 'cpu' has no second derivatives; 'reference' has, and 'torch' of pointwise_conv"
+    )
 
 
 def _register(name: str, *, fake: Any, backward_fake: Any, save: Any, backward: Any) -> None:

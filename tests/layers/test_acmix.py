@@ -9,12 +9,13 @@ from torch import nn
 
 from acmix_mm.layers import ACmix
 from acmix_mm.layers.acmix import coordinates
-from acmix_mm.ops import available_backends
+from acmix_mm.ops import available_backends, cpu
 from acmix_mm.registry import MODELS
 
 GOLDEN = ['acmix_k5_h3', 'acmix_k7_s1', 'acmix_k7_s2']
 # Without a GPU, Triton is too slow here: see ops/test_triton_attention.py.
 BACKENDS = [b for b in available_backends('neighborhood_attention') if b != 'triton']
+needs_kernels = pytest.mark.skipif(cpu.MISSING is not None, reason='built without the kernels')
 
 
 def randomized(*args, **kwargs) -> ACmix:
@@ -156,6 +157,33 @@ def test_compiles_without_graph_breaks():
     layer, x = randomized(8, 8), torch.randn(1, 8, 9, 10)
     compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(x), layer(x))
+
+
+@needs_kernels
+@pytest.mark.parametrize('stride', [1, 2])
+def test_one_compilation_serves_every_size(stride):
+    layer, frames = randomized(8, 8, stride=stride), []
+    torch.compiler.reset()
+
+    def keep(module, _):
+        frames.append(module)
+        return module
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=keep)
+    for size in ((9, 13), (20, 31), (8, 12)):
+        x = torch.randn(2, 8, *size)
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert len(frames) == 1
+
+
+@needs_kernels
+@pytest.mark.parametrize('stride', [1, 2])
+def test_exports_for_every_size(stride):
+    layer = randomized(8, 8, stride=stride).eval()
+    sizes = {axis: torch.export.Dim(f'side{axis}', min=8, max=64) for axis in (2, 3)}
+    program = torch.export.export(layer, (torch.randn(2, 8, 9, 13),), dynamic_shapes=[sizes])
+    x = torch.randn(2, 8, 21, 17)
+    torch.testing.assert_close(program.module()(x), layer(x))
 
 
 def test_trains_after_inference_mode_filled_the_cache():

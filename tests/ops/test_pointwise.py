@@ -86,6 +86,19 @@ def test_registration():
 
 
 @needs_kernels
+def test_second_derivatives_are_those_of_torch():
+    tensors, parts = case(6)
+    for backend in ('torch', 'cpu'):
+        outs = pointwise_conv(*tensors, parts, backend=backend)
+        (grad,) = torch.autograd.grad(outs[0].square().sum(), tensors[:1], create_graph=True)
+        if backend == 'torch':
+            grad.sum().backward()
+        else:
+            with pytest.raises(NotImplementedError, match="'torch' of pointwise_conv"):
+                grad.sum().backward()
+
+
+@needs_kernels
 def test_result_does_not_depend_on_the_number_of_threads():
     before = torch.get_num_threads()
     outs = []
@@ -118,7 +131,9 @@ def test_autocast():
 @pytest.mark.parametrize(
     ('change', 'says'),
     [
-        (dict(x=torch.zeros(3, 4, 5)), r'x must be \(B, C_in, H, W\), got \(3, 4, 5\)'),
+        (dict(x=torch.zeros(3, 4, 5)), r'a non-empty \(B, C_in, H, W\), got \(3, 4, 5\)'),
+        (dict(x=torch.zeros(1, 0, 4, 5), weight=torch.zeros(6, 0)), 'x must be a non-empty'),
+        (dict(weight=torch.zeros(0, 3), bias=torch.zeros(0)), r'C_out a multiple .* got \(0, 3\)'),
         (dict(weight=torch.zeros(6, 4)), r'weight must be \(C_out, 3\)'),
         (dict(parts=4), 'a multiple of parts=4'),
         (dict(parts=0), 'parts must be a positive integer, got 0'),
