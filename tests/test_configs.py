@@ -112,6 +112,25 @@ def test_small_is_tiny_with_another_backbone(name):
     assert 'tiny' in other.init_cfg.checkpoint
 
 
+OTHER_DEPTHS = {
+    name: other
+    for name in CONFIGS
+    if (other := re.sub(r'resnet(26|38)', 'resnet50', re.sub(r'san1[59]', 'san10', name))) != name
+    and other in CONFIGS
+}
+
+
+@pytest.mark.parametrize(('name', 'other'), OTHER_DEPTHS.items())
+def test_depth_and_start_are_the_only_differences(name, other):
+    assert differences(name, other) == {'model'}
+    model, backbone = CONFIGS[name].model, CONFIGS[name].model.backbone
+    assert f'{backbone.depth}-acmix' in name
+    assert model | dict(backbone=None) == CONFIGS[other].model | dict(backbone=None)
+    start = dict(frozen_stages=-1, init_cfg={}) if 'init_cfg' in backbone else {}  # from nothing
+    changed = dict(depth=backbone.depth, **start)
+    assert backbone == {**CONFIGS[other].model.backbone, **changed}
+
+
 @pytest.mark.parametrize('name', CONFIGS)
 def test_backbone_of_full_size_fits_the_rest(name):
     model = CONFIGS[name].model

@@ -18,8 +18,8 @@ if [ $# -gt 0 ] && [[ $1 != -* ]]; then
 fi
 gpus=${GPUS:-8}
 gpus_per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
-read -ra srun_args <<< "${SRUN_ARGS:-}"
 
+# shellcheck disable=SC2086  # SRUN_ARGS are several
 exec srun \
     --partition "$partition" \
     --job-name "$job_name" \
@@ -28,5 +28,5 @@ exec srun \
     --ntasks-per-node "$gpus_per_node" \
     --cpus-per-task "${CPUS_PER_TASK:-5}" \
     --kill-on-bad-exit 1 \
-    "${srun_args[@]}" \
+    ${SRUN_ARGS:-} \
     python -u "$(dirname "$0")/train.py" "$config" --launcher slurm "$@"
