@@ -81,7 +81,9 @@ class PathMix(nn.Module):
             return path if alpha == 1 else alpha * path
         if isinstance(alpha, float):
             return torch.add(out, path, alpha=alpha)
-        return _WeighedSum.apply(out, path, alpha)
+        if alpha.requires_grad and torch.is_grad_enabled():
+            return _WeighedSum.apply(out, path, alpha)
+        return torch.addcmul(out, path, alpha)
 
     def extra_repr(self) -> str:
         """The option, as ``print(module)`` shows it."""

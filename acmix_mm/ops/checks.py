@@ -115,7 +115,7 @@ def check_shift_conv(
         raise ValueError(f'{op}: kernel must be (P, C, k*k, k, k), got {tuple(kernel.shape)}')
     num_maps, groups = sum(shape[1] for shape in shapes), shapes[0][2]
     pairs, channels, _, _, size = kernel.shape
-    check_odd(f'{op}: kernel side', size)
+    check_odd(f'{op}: kernel side', int(size))  # a tensor while torch.jit traces
     if kernel.shape[2] != size**2 or channels % groups:
         raise ValueError(
             f'{op}: kernel must be (P, C, k*k, k, k) with C divisible by the {groups} channels of '

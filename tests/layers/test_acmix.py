@@ -1,4 +1,5 @@
 import copy
+import io
 
 import pytest
 import torch
@@ -184,6 +185,17 @@ def test_exports_for_every_size(stride):
     program = torch.export.export(layer, (torch.randn(2, 8, 9, 13),), dynamic_shapes=[sizes])
     x = torch.randn(2, 8, 21, 17)
     torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_torch_jit_traces():
+    """mmengine's and mmdet's analyses of complexity trace the model; so does old deployment."""
+    layer, x = randomized(8, 8).eval(), torch.randn(1, 8, 9, 13)
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, x)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(x), layer(x))
 
 
 def test_trains_after_inference_mode_filled_the_cache():

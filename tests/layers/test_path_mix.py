@@ -43,3 +43,35 @@ def test_half_precision_paths_stay_half():
     half = torch.ones(2, dtype=torch.bfloat16)
     out = PathMix()(lambda: half, lambda weight: weight.to(half.dtype) * half)
     assert out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('learned', ['convolution', 'attention', 'alpha', 'all'])
+def test_gradients_equal_differences(learned):
+    convolution, attention = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    # Maps may lie in memory in different orders.
+    attention = attention.to(memory_format=torch.channels_last)
+    tensors = dict(
+        convolution=convolution, attention=attention, alpha=convolution.new_full((1,), 0.3)
+    )
+    leaves = [tensor.requires_grad_(learned in (name, 'all')) for name, tensor in tensors.items()]
+
+    def weigh(convolution, attention, alpha):
+        paths = (lambda: attention, lambda _: convolution)
+        return torch.func.functional_call(PathMix().double(), dict(alpha=alpha), paths)
+
+    assert torch.autograd.gradcheck(weigh, leaves)
+    assert torch.autograd.gradgradcheck(weigh, leaves)
+
+
+def test_attention_is_kept_for_the_gradient_of_alpha_alone():
+    mix, x = PathMix(), torch.randn(8, requires_grad=True)
+
+    def kept() -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()), id):
+            mix(lambda: x + 1, lambda _: x + 2)
+        return sum(size for size in sizes if size > 1)
+
+    assert kept() == 8
+    mix.requires_grad_(False)
+    assert kept() == 0
