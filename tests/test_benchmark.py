@@ -73,6 +73,24 @@ def test_writes_json_markdown_and_page(benchmark, tmp_path):
     assert markdown in page.read_text()
 
 
+def test_targets_are_read_off_a_full_run(benchmark):
+    listed = benchmark.comparisons([*benchmark.BUILDERS, 'scaling'], quick=False)
+    results = benchmark.Results()
+    for c in listed:
+        for name in c.candidates:
+            results.times += [
+                benchmark.Measurement(str(c), mode, name, 1.0, 2.0, (2.0, 2.0)) for mode in c.modes
+            ]
+            size = dict(input_bytes=1, saved_bytes=7, peak_bytes=10)
+            results.memory.append(dict(comparison=str(c), candidate=name, **size))
+    times = ('milliseconds', 'milliseconds_kept', 'peak_bytes')
+    results.scaling = [dict.fromkeys(times, side**2.0) | dict(side=side) for side in (4, 8)]
+    text = benchmark.targets(results, listed)
+    assert '| layer 64x128x128, kept for backward over its input | <= 8 | 7.00 | yes |' in text
+    assert "| ResNet-50 800x1344 forward, over mmdet's | <= 1.2 | 0.50 | yes |" in text
+    assert '| the same, forward + backward | >= 25 | 2.00 | no |' in text
+
+
 def test_page_without_marks_is_refused(benchmark):
     with pytest.raises(ValueError, match='must have the lines'):
         benchmark.put_between_marks('', 'text')

@@ -216,6 +216,16 @@ def test_compiles():
     torch.testing.assert_close(compiled(x), layer(x))
 
 
+@pytest.mark.parametrize('mask_padding', [False, True])
+def test_training_computes_what_inference_does(mask_padding):
+    """On CPUs one is a formula and the other a fused kernel."""
+    layer = randomized(12, 3, shift_size=3, mask_padding=mask_padding).double()
+    x = torch.randn(2, 9, 15, 12, dtype=torch.float64)
+    with torch.no_grad():
+        expected = layer(x)
+    torch.testing.assert_close(layer(x), expected)
+
+
 def test_convolution_path_reads_the_projections_in_place():
     layer = randomized(12, 3, path_weights=(0, 1))
     projected, seen = [], []
