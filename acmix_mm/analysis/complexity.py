@@ -149,8 +149,8 @@ class _OurOperators(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is pointwise_conv:
-            # As one of torch's own operators, which torch counts.
-            return func(*args, **kwargs | dict(backend='torch'))
+            # As torch's own operator, which torch counts. The fifth argument is the backend.
+            return func(*args[:4], **kwargs | dict(backend='torch'))
         formula = _FORMULAS.get(func)
         if formula is None:
             return func(*args, **kwargs)

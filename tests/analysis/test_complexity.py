@@ -5,7 +5,7 @@ from torch import nn
 from acmix_mm.analysis import measure_complexity
 from acmix_mm.backbones import ACmixResNet, ACmixSwin
 from acmix_mm.layers import ACmix, PatchwiseACmix, ShiftConv, SpatialReductionACmix
-from acmix_mm.ops import available_backends
+from acmix_mm.ops import available_backends, pointwise_conv
 
 PIXELS = 12 * 20
 
@@ -45,6 +45,15 @@ def test_conv_path(pairs, backend):
     layer = ShiftConv(6, 8, 16, bias=True, num_groups=pairs, backend=backend)
     expected = pairs * conv_path(PIXELS, maps=6, map_channels=8, channels=16)
     assert measure_complexity(layer, torch.empty(1, 6, 8, 12, 20)).macs == expected
+
+
+@pytest.mark.parametrize('backend', available_backends('pointwise_conv'))
+def test_projection(backend):
+    class Projection(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return pointwise_conv(x, torch.rand(12, 8), torch.rand(12), 3, backend)
+
+    assert measure_complexity(Projection(), torch.empty(1, 8, 12, 20)).macs == PIXELS * 8 * 12
 
 
 @pytest.mark.parametrize('device', ['cpu', 'meta'])
