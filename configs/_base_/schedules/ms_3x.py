@@ -1,4 +1,5 @@
-# What makes 36 epochs at several scales of a config for 12 epochs of COCO.
+# What makes 36 epochs at several scales of a config for 12 epochs of COCO; its warm-up, 1000
+# iterations, is that of the transformers for all.
 ms_3x = dict(
     train_cfg=dict(max_epochs=36),
     train_dataloader=dict(
