@@ -695,10 +695,10 @@ def main(argv: list[str] | None = None) -> None:
         sides = [side // (8 if args.quick else 1) for side in SCALING_SIDES]
         results.scaling = measure_scaling(sides, args.rounds)
         results.plot(args.out / 'scaling.png')
+    (args.out / 'benchmark.json').write_text(results.to_json())
     markdown = results.to_markdown(listed)
     if set(args.suites) == {*BUILDERS, 'scaling'}:
         markdown = f'{targets(results, listed)}\n{markdown}'
-    (args.out / 'benchmark.json').write_text(results.to_json())
     (args.out / 'benchmark.md').write_text(markdown)
     if args.page:
         args.page.write_text(put_between_marks(args.page.read_text(), markdown))
