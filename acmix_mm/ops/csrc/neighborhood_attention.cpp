@@ -38,8 +38,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   const auto type = compute_type(q);
   const Tensor q_ = q.to(type), k_ = k.to(type), v_ = v.to(type);
   const auto shape = shape_of(q, k, kernel_size, stride, dilation);
-  Tensor out = at::empty(q.sizes(), q_.options());
-  Tensor lse = at::empty({q.size(0), q.size(1), q.size(3), q.size(4)}, q_.options());
+  Tensor out = empty(q.sizes(), q_.options());
+  Tensor lse = empty({q.size(0), q.size(1), q.size(3), q.size(4)}, q_.options());
   auto run = [&](auto zero) {
     using T = decltype(zero);
     run_forward<T>({shape, static_cast<T>(scale), read<T>(q_), read<T>(k_), read<T>(v_),
@@ -57,10 +57,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
   const Tensor q_ = q.to(type), k_ = k.to(type), v_ = v.to(type);
   const Tensor out_ = out.to(type), grad_out_ = grad_out.to(type);
   const auto shape = shape_of(q, k, kernel_size, stride, dilation);
-  Tensor grad_q = at::empty(q.sizes(), q_.options());
-  Tensor grad_k = at::empty(k.sizes(), q_.options());
-  Tensor grad_v = at::empty(k.sizes(), q_.options());
-  Tensor halo = at::empty({shape.items(), 2, shape.halo_rows(), shape.channels, shape.width},
+  Tensor grad_q = empty(q.sizes(), q_.options());
+  Tensor grad_k = empty(k.sizes(), q_.options());
+  Tensor grad_v = empty(k.sizes(), q_.options());
+  Tensor halo = empty({shape.items(), 2, shape.halo_rows(), shape.channels, shape.width},
                           q_.options());
   auto run = [&](auto zero) {
     using T = decltype(zero);

@@ -71,7 +71,7 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& weight, const Tensor&
   std::vector<Tensor> results;
   for (int64_t part = 0; part < parts; ++part) {
     results.push_back(
-        at::empty({x.size(0), weight.size(0) / parts, x.size(2), x.size(3)}, x.options()));
+        empty({x.size(0), weight.size(0) / parts, x.size(2), x.size(3)}, x.options()));
   }
   const Tensor bias_ = bias.contiguous();
   run_any({x.contiguous()}, weight.contiguous(), &bias_, results);
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(at::TensorList grads, const Tensor& 
     grad_weights.push_back(parts.back().flatten(2).matmul(pixels).sum(0));
     grad_biases.push_back(parts.back().sum({0, 2, 3}));
   }
-  const Tensor grad_x = at::empty(x.sizes(), x.options());
+  const Tensor grad_x = empty(x.sizes(), x.options());
   run_any(parts, weight.t().contiguous(), nullptr, {grad_x});
   return {grad_x, at::cat(grad_weights), at::cat(grad_biases)};
 }

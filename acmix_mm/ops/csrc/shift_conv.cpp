@@ -90,7 +90,7 @@ Tensor forward(at::TensorList maps, const Tensor& weight, int64_t stride, int64_
   const auto maps_ = converted(maps, type);
   const Tensor weight_ = weight.to(type).contiguous();
   const Sizes sizes(maps, weight, stride, dilation);
-  const Tensor out = at::empty(
+  const Tensor out = empty(
       {sizes.batch, weight.size(0), sizes.result_height, sizes.result_width}, weight_.options());
   const int64_t positions = sizes.kernel_size * sizes.kernel_size;
   auto run = [&](auto zero) {
@@ -116,10 +116,10 @@ std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad_out, at::Ten
   const int64_t positions = sizes.kernel_size * sizes.kernel_size;
   std::vector<Tensor> grad_maps;
   for (const Tensor& part : maps) {
-    grad_maps.push_back(at::empty(part.sizes(), weight_.options()));
+    grad_maps.push_back(empty(part.sizes(), weight_.options()));
   }
   const Tensor grad_weight = at::zeros(weight.sizes(), weight_.options());
-  const Tensor partial = at::empty(
+  const Tensor partial = empty(
       {sizes.forward().items(), sizes.outputs * sizes.inputs * positions}, weight_.options());
   auto run = [&](auto zero) {
     using T = decltype(zero);

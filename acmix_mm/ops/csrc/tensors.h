@@ -5,7 +5,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <cstdint>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "window.h"
 
@@ -32,6 +37,21 @@ void append_each(std::vector<Maps<T>>& table, Maps<T> maps, int64_t count) {
     table.push_back(maps);
     table.back().data += m * maps.head_stride;
   }
+}
+
+// Memory for results. The system clears every page of a large block when it is first written, which
+// takes as long as the arithmetic: huge pages, where it has them, take a fraction of that.
+inline Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  Tensor tensor = at::empty(sizes, options);
+#if defined(__linux__)
+  constexpr uintptr_t page = 1 << 21, least = 4 * page;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t begin = (data + page - 1) / page * page;
+  const uintptr_t end = (data + tensor.nbytes()) / page * page;
+  // Advice alone: where it is not taken, nothing changes.
+  if (tensor.nbytes() >= least) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return tensor;
 }
 
 // Half precision is computed in single precision.
