@@ -668,7 +668,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--suites', nargs='+', choices=suites, default=suites)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))
     parser.add_argument('--page', type=Path, help='a Markdown page to put the tables into')
-    parser.add_argument('--rounds', type=int, default=15, help='of every comparison, at least 2')
+    parser.add_argument('--rounds', type=int, default=9, help='of every comparison, at least 2')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--quick', action='store_true', help='maps of an eighth of the size')
     # What the fresh processes are given.

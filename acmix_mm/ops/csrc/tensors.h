@@ -39,17 +39,18 @@ void append_each(std::vector<Maps<T>>& table, Maps<T> maps, int64_t count) {
   }
 }
 
-// Memory for results. The system clears every page of a large block when it is first written, which
-// takes as long as the arithmetic: huge pages, where it has them, take a fraction of that.
+// Memory for results. Blocks over 32 MiB come from the system every time, which clears each page when
+// it is first written and takes as long as the arithmetic: huge pages take a fraction of that. (Smaller
+// blocks are kept for the next one who asks, so that for them it would only cost.)
 inline Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   Tensor tensor = at::empty(sizes, options);
 #if defined(__linux__)
-  constexpr uintptr_t page = 1 << 21, least = 4 * page;
+  constexpr uintptr_t page = 1 << 21, least = 16 * page;
   const uintptr_t data = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
   const uintptr_t begin = (data + page - 1) / page * page;
   const uintptr_t end = (data + tensor.nbytes()) / page * page;
   // Advice alone: where it is not taken, nothing changes.
-  if (tensor.nbytes() >= least) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  if (tensor.nbytes() > least) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
   return tensor;
 }
