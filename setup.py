@@ -82,11 +82,11 @@ def build_kernels() -> dict:
 
     # Compiled for OpenMP but not linked to it: torch brings its own, and there must be only one.
     openmp = ['-fopenmp'] if sys.platform == 'linux' else []
-    sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.glob('*.cpp'))
+    sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob('*.cpp'))
     kernels = CppExtension(
         'acmix_mm.ops._C',
         sources,
-        depends=sorted(str(path.relative_to(ROOT)) for path in CSRC.glob('*.h')),
+        depends=sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob('*.h')),
         # -Wno-psabi: vectors are passed to inlined functions only, whatever the processor.
         extra_compile_args=['-O3', '-g0', '-Wno-psabi', *openmp],
     )

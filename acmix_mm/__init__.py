@@ -1,17 +1,28 @@
 """ACmix backbones for mmdetection and mmsegmentation.
 
 Importing this package registers everything that it offers; in a config,
-`custom_imports = dict(imports=['acmix_mm'])` does so.
+``custom_imports = dict(imports=['acmix_mm'])`` does so. Where mmengine is not installed nothing is
+registered, and :mod:`acmix_mm.ops` and :class:`acmix_mm.layers.ACmix` work with torch alone.
 """
 
-from .dependencies import check_dependencies
+from importlib.util import find_spec
+
+from .preflight.libraries import check_dependencies, check_torch
 from .version import __version__
 
-check_dependencies()  # before anything below imports what may be missing
+__all__ = ['__version__', 'layers', 'ops']
 
-from . import backbones, layers  # noqa: E402
-from .compat import adapt_mmengine  # noqa: E402
+# Check first: the imports below fail without saying what to install.
+if find_spec('mmengine') is None:
+    check_torch()
+else:
+    check_dependencies()
 
-adapt_mmengine()
+from . import layers, ops
 
-__all__ = ['__version__', 'backbones', 'layers']
+if find_spec('mmengine') is not None:
+    from . import backbones, optim, registry
+    from .layers import acmix_conv  # noqa: F401  registers dict(type='ACmix')
+
+    registry.register_config_names()
+    __all__ += ['backbones', 'optim']

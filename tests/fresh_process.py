@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 
-def run_python(code: str, **environment: str) -> None:
-    """Fails with what the code wrote to stderr, unless it ended well."""
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run code; fail with what it wrote to stderr if it fails, else return what it printed."""
     result = subprocess.run(
         [sys.executable, '-c', code],
         env=os.environ | environment,
@@ -15,3 +15,4 @@ def run_python(code: str, **environment: str) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
+    return result

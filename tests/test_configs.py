@@ -10,9 +10,8 @@ from mmengine.registry import MODELS
 from steps import check_weight_decay, train_and_predict
 
 import acmix_mm  # noqa: F401  makes mmengine find the configs of mmseg
-from acmix_mm.datasets import leaf_datasets
-from acmix_mm.datasets.check import dataset_paths
-from acmix_mm.dependencies import check_scope
+from acmix_mm.preflight.data_paths import dataset_paths, leaf_datasets
+from acmix_mm.preflight.libraries import check_scope
 
 ROOT = Path(__file__).parents[1]
 # Of a backbone, what is not its size.

@@ -14,7 +14,7 @@ from steps import SMALL, check_weight_decay
 from torch import nn
 
 import acmix_mm  # noqa: F401  registers the backbones
-from acmix_mm.dependencies import check_scope
+from acmix_mm.preflight.libraries import check_scope
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 RECIPES = [

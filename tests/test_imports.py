@@ -7,23 +7,37 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
+from fresh_process import run_python
 
-from acmix_mm import dependencies
-from acmix_mm.dependencies import MMCV, MMDET, MMENGINE, MMPRETRAIN, MMSEG, TORCH, Library
+from acmix_mm.preflight import libraries
+from acmix_mm.preflight.libraries import MMCV, MMDET, MMENGINE, MMPRETRAIN, MMSEG, TORCH, Library
 
 PACKAGE = Path(__file__).parents[1] / 'acmix_mm'
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
-# The arrows: which parts of acmix_mm, and which libraries, each part of the core may import.
+# The arrows: which rooms of acmix_mm, and which libraries, each room may import. A room is a folder
+# or a file of the package. None of them imports mmdet, mmseg or mmpretrain.
+CORE = {'ops', 'checkpoints', 'layers', 'registry', 'backbones'}
 ARROWS = {
+    '__init__': (
+        {'layers', 'ops', 'backbones', 'optim', 'registry', 'preflight', 'version'},
+        set(),
+    ),
+    'version': (set(), set()),
+    'registry': ({'preflight'}, {'mmengine'}),
     'ops': ({'ops'}, {'torch', 'triton'}),
     'checkpoints': ({'checkpoints'}, {'torch', 'safetensors'}),
     'layers': (
         {'layers', 'ops', 'checkpoints', 'registry'},
         {'torch', 'mmengine', 'mmcv'},
     ),
-    'backbones': (
-        {'backbones', 'layers', 'ops', 'checkpoints', 'registry'},
-        {'torch', 'mmengine', 'mmcv'},
+    'backbones': (CORE, {'torch', 'mmengine', 'mmcv'}),
+    'optim': ({'registry'}, {'torch', 'mmengine'}),
+    'complexity': ({'ops'}, {'torch'}),
+    # pycocotools: imported where a COCO file is checked, which needs mmdet's own requirements.
+    'preflight': ({'preflight'}, {'mmengine', 'numpy', 'packaging', 'PIL', 'pycocotools'}),
+    'runtime': (
+        {'runtime', 'preflight', 'checkpoints'},
+        {'torch', 'mmengine', 'numpy', 'packaging'},
     ),
 }
 
@@ -41,13 +55,22 @@ def imported_modules(file: Path) -> set[str]:
     return names
 
 
-def core_files() -> list[Path]:
-    return [file for part in ARROWS for file in sorted((PACKAGE / part).rglob('*.py'))]
+def package_files() -> list[Path]:
+    return [file for file in sorted(PACKAGE.rglob('*.py')) if '.mim' not in file.parts]
 
 
-@pytest.mark.parametrize('file', core_files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_every_room_has_arrows():
+    rooms = {room_of(file) for file in package_files()}
+    assert rooms == set(ARROWS)
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+@pytest.mark.parametrize('file', package_files(), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_import_arrows_go_one_way(file):
-    parts, libraries = ARROWS[file.relative_to(PACKAGE).parts[0]]
+    parts, libraries = ARROWS[room_of(file)]
     for name in imported_modules(file):
         top, *rest = name.split('.')
         if top == 'acmix_mm':
@@ -57,11 +80,11 @@ def test_import_arrows_go_one_way(file):
 
 
 def test_core_imports_without_mmdet_and_mmseg():
-    modules = ['acmix_mm', 'acmix_mm.registry']
-    for file in core_files():
+    modules = []
+    for file in package_files():
         parts = file.relative_to(PACKAGE.parent).with_suffix('').parts
         modules.append('.'.join(parts).removesuffix('.__init__'))
-    assert len(modules) > 2 + len(ARROWS)
+    assert len(modules) > len(ARROWS)
     modules = [name for name in modules if 'triton' not in name]  # needs the library of that name
     code = (
         'import importlib, sys\n'
@@ -74,6 +97,33 @@ def test_core_imports_without_mmdet_and_mmseg():
     assert result.returncode == 0, result.stderr
 
 
+def test_operators_and_layers_need_torch_alone():
+    run_python(
+        """
+import sys
+sys.modules.update(dict.fromkeys(['mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'cv2']))
+import torch
+import acmix_mm.ops
+from acmix_mm.layers import ACmix, SpatialReductionACmix, WindowACmix
+
+layer, x = ACmix(8, 16, stride=2), torch.rand(1, 8, 9, 10, requires_grad=True)
+layer.init_weights()
+with acmix_mm.ops.use_backend('reference'):
+    expected = layer(x)
+torch.testing.assert_close(layer(x), expected)
+layer(x).sum().backward()
+assert WindowACmix(12, 3)(torch.rand(1, 8, 8, 12)).shape == (1, 8, 8, 12)
+assert SpatialReductionACmix(12, 3)(torch.rand(1, 8, 8, 12)).shape == (1, 8, 8, 12)
+try:
+    ACmix(8, 8, init_cfg=dict(type='Xavier'))
+except ValueError as error:
+    assert 'needs mmengine' in str(error)
+else:
+    raise AssertionError('init_cfg was ignored')
+"""
+    )
+
+
 @pytest.fixture
 def installed(monkeypatch):
     """Fakes what is installed: a dict of distributions and versions; empty to start with."""
@@ -81,18 +131,18 @@ def installed(monkeypatch):
 
     def version(name: str) -> str:
         if name not in versions:
-            raise dependencies.metadata.PackageNotFoundError(name)
+            raise libraries.metadata.PackageNotFoundError(name)
         return versions[name]
 
-    monkeypatch.setattr(dependencies.metadata, 'version', version)
-    monkeypatch.setattr(dependencies, 'find_spec', lambda name: None)
+    monkeypatch.setattr(libraries.metadata, 'version', version)
+    monkeypatch.setattr(libraries, 'find_spec', lambda name: None)
     return versions
 
 
 @pytest.mark.parametrize('library', [TORCH, MMENGINE, MMCV], ids=lambda library: library.module)
 def test_missing_library_is_named_with_the_command_that_installs_it(installed, library):
     with pytest.raises(ImportError) as error:
-        dependencies.check_library(library, required=True)
+        libraries.check_library(library, required=True)
     message = str(error.value)
     assert f'acmix-mm needs {library.module} (>={library.minimum}' in message
     assert 'not installed' in message
@@ -100,9 +150,9 @@ def test_missing_library_is_named_with_the_command_that_installs_it(installed, l
 
 
 def test_missing_optional_library_is_fine(installed):
-    dependencies.check_library(MMDET, required=False)
-    dependencies.check_library(MMSEG, required=False)
-    dependencies.check_library(MMPRETRAIN, required=False)
+    libraries.check_library(MMDET, required=False)
+    libraries.check_library(MMSEG, required=False)
+    libraries.check_library(MMPRETRAIN, required=False)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +173,7 @@ def test_unfit_version_is_named_with_the_range_and_the_command(
 ):
     installed[distribution] = version
     with pytest.raises(ImportError) as error:
-        dependencies.check_library(library, required=False)
+        libraries.check_library(library, required=False)
     message = str(error.value)
     assert f'{distribution} {version} is installed' in message
     assert f'needs {library.module} {library.wanted}' in message
@@ -145,13 +195,13 @@ def test_unfit_version_is_named_with_the_range_and_the_command(
 )
 def test_fit_version_passes(installed, library, distribution, version):
     installed[distribution] = version
-    dependencies.check_library(library, required=True)
+    libraries.check_library(library, required=True)
 
 
 def test_two_distributions_of_one_library_are_warned_of(installed):
     installed.update({'mmengine': '0.10.7', 'onedl-mmengine': '0.10.12'})
     with pytest.warns(UserWarning, match='onedl-mmengine and mmengine are both installed'):
-        dependencies.check_library(MMENGINE, required=True)
+        libraries.check_library(MMENGINE, required=True)
 
 
 def test_source_checkout_on_the_path_is_found(tmp_path, monkeypatch):
@@ -161,7 +211,7 @@ def test_source_checkout_on_the_path_is_found(tmp_path, monkeypatch):
     (package / 'version.py').write_text("# a version\n__version__ = '3.1.0'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     library = Library('some_checkout', '3.0', None, ('distribution-of-some-checkout',))
-    assert dependencies.installed_distributions(library) == {'some_checkout': '3.1.0'}
+    assert libraries.installed_distributions(library) == {'some_checkout': '3.1.0'}
 
 
 @pytest.mark.parametrize(
@@ -176,15 +226,15 @@ def test_mmcv_without_working_ops_is_warned_of(installed, monkeypatch, error, pr
         assert name == 'mmcv._ext'
         raise error
 
-    monkeypatch.setattr(dependencies, 'import_module', fail)
+    monkeypatch.setattr(libraries, 'import_module', fail)
     installed.update({'torch': '2.13.0', 'mmengine': '0.10.7', 'mmcv-lite': '2.1.0'})
-    dependencies.check_dependencies()  # no mmdet, no mmseg: nothing needs the ops
+    libraries.check_dependencies()  # no mmdet, no mmseg: nothing needs the ops
     installed['mmpretrain'] = '1.2.0'
-    dependencies.check_dependencies()
+    libraries.check_dependencies()
 
     installed['mmdet'] = '3.3.0'
     with pytest.warns(UserWarning, match=problem) as warnings:
-        dependencies.check_dependencies()
+        libraries.check_dependencies()
     assert "--no-build-isolation --no-cache-dir 'mmcv>=2.0,<3.0'" in str(warnings[0].message)
 
 
@@ -201,25 +251,25 @@ def test_library_of_a_config_that_cannot_be_imported(installed, monkeypatch, err
         assert name == 'mmpretrain.models'
         raise error
 
-    monkeypatch.setattr(dependencies, 'import_module', fail)
+    monkeypatch.setattr(libraries, 'import_module', fail)
     problem = f'mmpretrain cannot be imported ({type(error).__name__}: {error}). '
     needs = 'It needs the torchvision that is built for your torch'
     with pytest.raises(ImportError) as raised:
-        dependencies.check_scope('mmpretrain')
+        libraries.check_scope('mmpretrain')
     how = "Install it: pip install 'onedl-mmpretrain>=1.0,<2.0'. "
     assert str(raised.value) == problem + how + needs
 
     installed['mmpretrain'] = '1.2.0'
     with pytest.raises(ImportError) as raised:
-        dependencies.check_scope('mmpretrain')
+        libraries.check_scope('mmpretrain')
     assert str(raised.value) == problem + needs
 
-    dependencies.check_scope('mmengine')
-    dependencies.check_scope(None)
+    libraries.check_scope('mmengine')
+    libraries.check_scope(None)
 
 
 def test_library_of_a_config_that_can_be_imported():
-    dependencies.check_scope('mmdet')
+    libraries.check_scope('mmdet')
 
 
 def test_import_says_what_is_missing():

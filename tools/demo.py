@@ -16,7 +16,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
-from acmix_mm.datasets import missing_data
+from acmix_mm.preflight.data_paths import missing_data
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = 'configs/demo/mask-rcnn_resnet26-acmix_fpn_shapes.py'

@@ -12,9 +12,8 @@ from argparse import Namespace
 
 from mmengine.config import Config
 
-import acmix_mm  # noqa: F401  registers the backbones before the config is read
-from acmix_mm.datasets import leaf_datasets
-from acmix_mm.engine import argument_parser, build_runner, load_config, require_inputs
+from acmix_mm.preflight.data_paths import leaf_datasets
+from acmix_mm.runtime import argument_parser, build_runner, load_config, require_inputs
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

@@ -13,14 +13,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-import acmix_mm  # noqa: F401  registers the backbones before the config is read
-from acmix_mm.engine import (
-    argument_parser,
-    build_runner,
-    load_config,
-    pretrained_checkpoints,
-    require_inputs,
-)
+from acmix_mm.preflight.weights import pretrained_checkpoints
+from acmix_mm.runtime import argument_parser, build_runner, load_config, require_inputs
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

@@ -1,12 +1,12 @@
-"""What the backbones share: checks of their arguments, freezing, recomputation."""
+"""Argument checks and freezing, shared by the backbones."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+
+from ..layers.types import OptConfig
 
 
 def check_stages(
@@ -16,14 +16,14 @@ def check_stages(
     frozen_stages: int,
     **per_stage: Sequence[Any],
 ) -> None:
-    """Raise unless arguments that speak of stages fit together.
+    """Validate the arguments that describe stages.
 
     Args:
-        backbone: Its name, for messages.
-        num_stages: How many stages there are.
-        out_indices: Stages whose outputs are returned.
+        backbone: Name of the backbone, for messages.
+        num_stages: Number of stages.
+        out_indices: Indices of the stages whose outputs are returned.
         frozen_stages: -1 for none, else 0 to ``num_stages``.
-        **per_stage: Arguments with one value a stage.
+        **per_stage: Arguments with one value for each stage.
 
     Raises:
         ValueError: One of them does not fit; the message names it.
@@ -34,7 +34,8 @@ def check_stages(
     for name, values in per_stage.items():
         if len(values) != num_stages:
             raise ValueError(
-                f'{backbone}: {name} must have {num_stages} values, one a stage, got {values}'
+                f'{backbone}: {name} must have {num_stages} values, one for each stage, '
+                f'got {values}'
             )
     if not out_indices or not all(0 <= index < num_stages for index in out_indices):
         raise ValueError(
@@ -44,6 +45,66 @@ def check_stages(
         raise ValueError(
             f'{backbone}: frozen_stages must be -1 (none) or 0 to {num_stages}, got {frozen_stages}'
         )
+
+
+def resolve_arch(
+    backbone: str, arch: str | None, known: dict[str, dict[str, Any]], **sizes: Any
+) -> dict[str, Any]:
+    """Look up the sizes of an architecture, or take those that are given.
+
+    Args:
+        backbone: Name of the backbone, for messages.
+        arch: Name of the architecture; None means the sizes that are given, and those of the first
+            known architecture for the others.
+        known: Sizes by the names of the architectures.
+        **sizes: Sizes by the names of the arguments; None where one is not given.
+
+    Raises:
+        ValueError: There is no such architecture, or a given size contradicts it.
+
+    Examples:
+        >>> known = dict(tiny=dict(depths=(2, 6)), small=dict(depths=(2, 18)))
+        >>> resolve_arch('ACmixSwin', 'small', known, depths=None)
+        {'depths': (2, 18)}
+    """
+    if arch is not None and arch not in known:
+        raise ValueError(f'{backbone}: arch must be one of {[*known]}, got {arch!r}')
+    expected = known[arch or next(iter(known))]
+    given = {name: value for name, value in sizes.items() if value is not None}
+    for name, value in given.items():
+        if arch is not None and _as_tuple(value) != _as_tuple(expected[name]):
+            raise ValueError(
+                f'{backbone}: arch={arch!r} means {name}={expected[name]}, but {name}={value} is '
+                'given; leave one of them out'
+            )
+    return {**expected, **given}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def layer_options(backbone: str, acmix_cfg: OptConfig, **own: Any) -> dict[str, Any]:
+    """Join the arguments of an ACmix layer that a backbone sets with those of ``acmix_cfg``.
+
+    Args:
+        backbone: Name of the backbone, for messages.
+        acmix_cfg: Arguments that the user sets, or None.
+        **own: Arguments that the backbone sets.
+
+    Raises:
+        ValueError: ``acmix_cfg`` contains an argument that the backbone sets.
+
+    Examples:
+        >>> layer_options('ACmixPVT', dict(num_conv_pairs=2), num_heads=4)
+        {'num_heads': 4, 'num_conv_pairs': 2}
+    """
+    for name in (acmix_cfg or {}).keys() & own.keys():
+        raise ValueError(
+            f'{backbone}: {name} of its ACmix layers is set by the backbone; remove '
+            f'{name}={acmix_cfg[name]!r} from acmix_cfg'  # type: ignore[index]
+        )
+    return {**own, **(acmix_cfg or {})}
 
 
 def freeze(modules: Iterable[nn.Module]) -> None:
@@ -71,46 +132,3 @@ def eval_batch_norms(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-
-
-def recompute(block: nn.Module, function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """Call a block's function and keep nothing for the backward pass, which calls it again.
-
-    The second call leaves the running statistics of BatchNorm alone: training is the same with and
-    without.
-
-    Args:
-        block: Whose function it is.
-        function: From ``args`` to a tensor.
-        *args: Of the function.
-
-    Examples:
-        >>> import torch
-        >>> norm = nn.BatchNorm2d(2)
-        >>> x = torch.randn(3, 2, 4, 4, requires_grad=True)
-        >>> recompute(norm, norm, x).sum().backward()
-        >>> norm.num_batches_tracked.item()
-        1
-    """
-    return checkpoint(
-        function,
-        *args,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _untracked_statistics(block)),
-    )
-
-
-@contextmanager
-def _untracked_statistics(block: nn.Module) -> Iterator[None]:
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    # Tracking cannot be switched off: the second call would keep other tensors than the first. Nor
-    # can the count be taken away, which SyncBatchNorm insists on: it gets another one.
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, _, count in kept:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None if count is None else count.clone()
-    try:
-        yield
-    finally:
-        for norm, momentum, count in kept:
-            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -1,9 +1,10 @@
-"""Every useful checkpoint loads: what a backbone's load hook does with one.
+"""Load hook that converts checkpoints of other formats.
 
-A backbone ends its ``__init__`` with ``accept_checkpoints(self, 'ACmixSwin', warm_start)``, where
-the name is that of its family in :data:`acmix_mm.checkpoints.FAMILIES`. Nothing else is needed: the
-hook runs in ``load_state_dict``, so it serves ``init_cfg=dict(type='Pretrained', ...)``,
-``load_from``, resuming and plain torch alike, in a backbone alone and in one within a detector.
+A backbone ends its ``__init__`` with
+``register_checkpoint_conversion(self, 'ACmixSwin', warm_start)``, where the name is that of its
+family in :data:`acmix_mm.checkpoints.FAMILIES`. The hook runs in ``load_state_dict``, so it serves
+``init_cfg=dict(type='Pretrained', ...)``, ``load_from``, resuming and plain torch alike, for a
+backbone alone and for one within a detector.
 """
 
 import logging
@@ -14,61 +15,45 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ..checkpoints import FAMILIES, Family, Format, backbone_part, identify, unwrap
-from ..checkpoints.files import read_checkpoint
 from ..layers import PathMix
 
-
-@CheckpointLoader.register_scheme(r'.*\.safetensors$', force=True)
-def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Let mmengine read a local safetensors file wherever it takes a checkpoint.
-
-    Args:
-        filename: Of the file.
-        map_location: A device.
-    """
-    checkpoint = read_checkpoint(filename)
-    if map_location is not None:
-        state_dict = checkpoint['state_dict']
-        checkpoint['state_dict'] = {k: v.to(map_location) for k, v in state_dict.items()}
-    return checkpoint
-
-
-_WARM = 'ACmix layers started at alpha = 1, beta = 0, to compute what the plain ones did'
+_WARM = 'ACmix layers set to alpha = 1, beta = 0, so that they compute what the plain ones did'
 _OTHER_SHAPE = 'of another shape, not loaded'
 
 
-def accept_checkpoints(backbone: nn.Module, family: str, warm_start: bool = True) -> None:
-    """Let a backbone load every format of its family.
+def register_checkpoint_conversion(
+    backbone: nn.Module, family: str, warm_start: bool = True
+) -> None:
+    """Register a hook that converts checkpoints while a backbone loads them.
 
-    While loading, entries are renamed to ours, a classifier head is dropped, tables that depend on
-    a size are interpolated, and one log message says what was and what was not loaded. A checkpoint
-    in our own format passes through untouched.
+    The hook renames entries of known formats to ours, drops a classifier head, interpolates tables
+    that depend on a size, and logs in one message what was and what was not loaded. It does not
+    change a checkpoint in our own format.
 
     Args:
-        backbone: With all its layers in place.
+        backbone: Backbone with all its layers.
         family: A key of :data:`acmix_mm.checkpoints.FAMILIES`.
-        warm_start: Start ACmix layers of which a checkpoint has the projections but neither the
-            convolution path nor the path weights (a plain network's) at alpha = 1, beta = 0: the
-            network then computes what the plain one did, and beta learns from there.
+        warm_start: Whether ACmix layers are set to alpha = 1, beta = 0 if the checkpoint has their
+            projections but neither their convolution path nor their path weights, as that of a
+            plain network. The network then computes what the plain one did. Default: True.
 
     Raises:
-        KeyError: There is no such family.
+        KeyError: ``family`` is unknown.
 
     Examples:
-        >>> accept_checkpoints(nn.Identity(), 'ACmixResNet')
+        >>> register_checkpoint_conversion(nn.Identity(), 'ACmixResNet')
     """
     if family not in FAMILIES:
         raise KeyError(f'no family of checkpoints {family!r}, choose one of {list(FAMILIES)}')
     # A partial of a module-level function, so that models can be pickled.
-    hook = partial(_accept, family=family, warm_start=warm_start)
+    hook = partial(_convert, family=family, warm_start=warm_start)
     backbone.register_load_state_dict_pre_hook(hook)
 
 
-def _accept(
+def _convert(
     backbone: nn.Module,
     state_dict: MutableMapping[str, Any],
     prefix: str,
@@ -76,7 +61,7 @@ def _accept(
     family: str,
     warm_start: bool,
 ) -> None:
-    """Bring, in place, the entries under ``prefix`` to the names and shapes of the backbone."""
+    """Convert, in place, the entries under ``prefix`` to the names and shapes of the backbone."""
     given = [name for name in state_dict if name.startswith(prefix)]
     if not given:
         return
@@ -84,7 +69,7 @@ def _accept(
     outside: list[str] = []
     if not prefix:  # what a file holds, as it is
         entries, outside = backbone_part(unwrap(entries))
-    # BatchNorm itself fills in the counts of old files, which had none.
+    # Old files have no num_batches_tracked; BatchNorm itself fills it in.
     expected = {
         name: tensor
         for name, tensor in backbone.state_dict().items()
@@ -92,7 +77,7 @@ def _accept(
     }
     fmt = _identify(FAMILIES[family], entries, expected)
     conversion = fmt.convert(entries)
-    # Unknown entries go on, so that strict loading complains about them.
+    # Unknown entries are passed on, so that strict loading reports them.
     loaded = conversion.state_dict | {name: entries[name] for name in conversion.unknown}
     changes = {
         **_by_reason(conversion.dropped),
@@ -119,7 +104,7 @@ def _identify(family: Family, entries: dict[str, Tensor], expected: dict[str, Te
     fmt = family.identify(entries)
     if fmt is not None:
         return fmt
-    if entries.keys() & expected.keys():  # a part of one of ours: torch reports what is missing
+    if entries.keys() & expected.keys():  # part of our format: torch reports what is missing
         return family.ours
     other = identify(entries)
     raise ValueError(
@@ -131,7 +116,7 @@ def _identify(family: Family, entries: dict[str, Tensor], expected: dict[str, Te
 
 
 def _resize(family: Family, loaded: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """Interpolate in place what depends on a size. Returns where, with old and new shape."""
+    """Interpolate, in place, tables that depend on a size. Return their names and shapes."""
     resized = []
     for name, tensor in loaded.items():
         resize = next((f for end, f in family.resize.items() if name.endswith(end)), None)
@@ -144,7 +129,7 @@ def _resize(family: Family, loaded: dict[str, Tensor], expected: dict[str, Tenso
 def _warm_start(
     backbone: nn.Module, loaded: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> list[str]:
-    """Add the paths that a plain network lacks, in place. Returns the layers where it did."""
+    """Add, in place, the paths that a plain network lacks. Return the names of the layers."""
     layers = []
     for layer, mix in _acmix_layers(backbone):
         missing = {n for n in expected if n.startswith(layer) and n not in loaded}
@@ -174,8 +159,8 @@ def _by_reason(dropped: dict[str, str]) -> dict[str, list[str]]:
 
 def _misfits(loaded: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, list[str]]:
     return {
-        'not in the checkpoint, kept as they were': [n for n in expected if n not in loaded],
-        'in the checkpoint, but without a place here': [
+        'not in the checkpoint, left unchanged': [n for n in expected if n not in loaded],
+        'in the checkpoint, but not in the model': [
             n for n in loaded if n not in expected and not n.endswith('num_batches_tracked')
         ],
         _OTHER_SHAPE: [
@@ -194,6 +179,6 @@ def _report(title: str, changes: dict[str, list[str]], misfits: dict[str, list[s
 
 
 def _names(names: list[str]) -> str:
-    """How many, and which: alike names of different layers as one, ``stages.*.norm.weight``."""
+    """Count and list names; those that differ in an index become one, ``stages.*.norm.weight``."""
     alike = dict.fromkeys(re.sub(r'(?<=\.)\d+(?=\.)|(?<=^layer)\d+', '*', name) for name in names)
     return f'{len(names)} ({", ".join(alike if len(names) > 4 else names)})'

@@ -11,30 +11,34 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from ..layers import SpatialReductionACmix
-from ..layers.path_mix import PathWeights
+from ..layers.renamed import renamed_arguments
+from ..layers.transformer_block import TransformerBlock
+from ..layers.types import Config, OptConfig, OptMultiConfig
 from ..registry import MODELS
-from .common import check_stages, freeze
-from .loading import accept_checkpoints
-from .transformer import TransformerBlock
+from .common import check_stages, freeze, layer_options, resolve_arch
+from .loading import register_checkpoint_conversion
 
 
 class ACmixPVTStage(BaseModule):
     """Patch embedding, position embedding and blocks.
 
     Args:
-        in_channels: C_in.
-        embed_dims: C.
-        patch_size: Side of the embedded patches, in pixels of the stage's input.
-        stride: Between patches, likewise.
-        padding: Around the input, likewise.
+        in_channels: Number C_in of input channels.
+        embed_dims: Number C of channels of the stage.
+        patch_size: Side of the embedded patches in pixels of the stage's input.
+        stride: Stride of the patches in pixels of the stage's input.
+        padding: Padding of the stage's input in pixels.
         pos_shape: Height and width of the position embedding; it is interpolated to other sizes.
-        drop_path_rates: One a block.
+        drop_path_rates: Drop probability of each block's residual branches.
         drop_rate: Dropout probability after the position embedding and in the blocks.
-        norm_cfg: Of the norms.
+        norm_cfg: Config of the norms.
         attn_cfg: Other arguments of :class:`acmix_mm.layers.SpatialReductionACmix`.
-        block_cfg: Other arguments of :class:`TransformerBlock`.
-        init_cfg: Of :class:`mmengine.model.BaseModule`.
+        block_cfg: Other arguments of :class:`acmix_mm.layers.transformer_block.TransformerBlock`.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`. Default: None.
     """
+
+    #: Parameters that :class:`acmix_mm.optim.ACmixOptimWrapperConstructor` does not decay.
+    no_weight_decay = ('pos_embed',)
 
     def __init__(
         self,
@@ -46,10 +50,10 @@ class ACmixPVTStage(BaseModule):
         pos_shape: tuple[int, int],
         drop_path_rates: Sequence[float],
         drop_rate: float,
-        norm_cfg: dict,
-        attn_cfg: dict,
-        block_cfg: dict,
-        init_cfg: dict | list[dict] | None = None,
+        norm_cfg: Config,
+        attn_cfg: Config,
+        block_cfg: Config,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
         self.patch_embed = PatchEmbed(
@@ -88,43 +92,55 @@ class ACmixPVTStage(BaseModule):
 
 
 @MODELS.register_module()
+@renamed_arguments(
+    num_conv_groups='acmix_cfg=dict(num_conv_pairs=...)',
+    path_weights='acmix_cfg=dict(path_weights=...)',
+)
 class ACmixPVT(BaseModule):
     """Pyramid vision transformer whose attention layers are ACmix layers.
 
     PVT-Tiny and -Small with ACmix of Pan et al., CVPR 2022, with the argument names of
     mmdet's ``PyramidVisionTransformer``. The sizes of PVT (Wang et al., ICCV 2021, Table 1) differ
-    in ``num_layers`` alone: Tiny (2, 2, 2, 2), Small (3, 4, 6, 3), Medium (3, 4, 18, 3), Large
-    (3, 8, 27, 3).
+    in ``num_layers`` alone: (2, 2, 2, 2) for ``'tiny'``, (3, 4, 6, 3) for ``'small'``, (3, 4, 18,
+    3) for ``'medium'`` and (3, 8, 27, 3) for ``'large'``.
 
     Args:
-        pretrain_img_size: Height and width in pixels that the position embeddings are made for;
-            they are interpolated to other images.
-        in_channels: Of the image.
-        embed_dims: Channels of a head; stage i has ``embed_dims * num_heads[i]``.
-        num_stages: Number of stages.
-        num_layers: Blocks of each stage.
-        num_heads: Attention heads of each stage.
-        patch_sizes: Of the patch embeddings, in pixels of each stage's input.
-        strides: Of the patch embeddings, likewise.
-        paddings: Of the patch embeddings, likewise.
-        sr_ratios: By which each stage reduces height and width of the keys.
-        out_indices: Stages whose outputs are returned.
-        mlp_ratios: Hidden channels of the MLPs of each stage, in units of the stage's channels.
-        qkv_bias: Whether the projections to q, k and v have biases.
-        drop_rate: Dropout probability after position embeddings and projections.
-        attn_drop_rate: Dropout probability of attention weights.
-        drop_path_rate: Of the last block; it grows linearly from 0 over the blocks.
-        act_cfg: Of the MLPs.
-        norm_cfg: Of all norms. The eps of mmdet's PVT; the authors' code has 1e-5 after patch
-            embeddings and reductions.
-        num_conv_groups: See :class:`acmix_mm.layers.SpatialReductionACmix`.
-        path_weights: Likewise.
-        frozen_stages: As many stages, from the first, keep their weights and stay in eval mode; -1
-            or 0 freezes none.
-        with_cp: Recompute blocks in the backward pass instead of keeping their activations.
-        warm_start: Start at alpha = 1, beta = 0 where a plain PVT is loaded.
-        init_cfg: Of :class:`mmengine.model.BaseModule`. ``dict(type='Pretrained', ...)`` takes our
-            checkpoints and plain PVTs of the authors and of mmdet.
+        pretrain_img_size: Height and width in pixels for which the position embeddings are made;
+            they are interpolated to other image sizes. Default: 224.
+        in_channels: Number of image channels. Default: 3.
+        embed_dims: Number of channels of a head; stage i has ``embed_dims * num_heads[i]``
+            channels. Default: 64.
+        num_stages: Number of stages. Default: 4.
+        num_layers: Number of blocks of each stage. Default: those of ``arch``.
+        num_heads: Number of attention heads of each stage. Default: (1, 2, 5, 8).
+        patch_sizes: Side of each stage's patches in pixels of its input. Default: (4, 2, 2, 2).
+        strides: Stride of each stage's patches in pixels of its input. Default: (4, 2, 2, 2).
+        paddings: Padding of each stage's input in pixels. Default: (0, 0, 0, 0).
+        sr_ratios: Factor by which each stage reduces height and width of the keys and values.
+            Default: (8, 4, 2, 1).
+        out_indices: Indices of the stages whose outputs are returned. Default: (0, 1, 2, 3).
+        mlp_ratios: Ratio of the MLPs' hidden channels to the channels of each stage. Default:
+            (8, 8, 4, 4).
+        qkv_bias: Whether the projections to queries, keys and values have biases. Default: True.
+        drop_rate: Dropout probability after position embeddings and projections. Default: 0.
+        attn_drop_rate: Dropout probability of the attention weights. Default: 0.
+        drop_path_rate: Drop probability of the last block; it grows linearly from 0 over the
+            blocks. Default: 0.1.
+        act_cfg: Config of the MLPs' activation. Default: ``dict(type='GELU')``.
+        norm_cfg: Config of the norms. The default, ``dict(type='LN', eps=1e-6)``, has the eps of
+            mmdet's PVT; the authors' code has 1e-5 after patch embeddings and reductions.
+        frozen_stages: Number of stages, from the first, that keep their weights and stay in eval
+            mode; -1 (default) or 0 freezes none.
+        with_cp: Whether to recompute the activations of blocks in the backward pass instead of
+            keeping them. Default: False.
+        arch: ``'tiny'``, ``'small'``, ``'medium'`` or ``'large'``; None (default) takes
+            ``num_layers``, or the layers of ``'small'`` if they are not given, as mmdet's PVT.
+        acmix_cfg: Arguments of all :class:`acmix_mm.layers.SpatialReductionACmix` layers, such as
+            ``dict(num_conv_pairs=2)`` or ``dict(path_weights=(1, 0))``. Default: None.
+        warm_start: Whether loading a plain PVT sets alpha = 1 and beta = 0. Default: True.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`.
+            ``dict(type='Pretrained', ...)`` takes our checkpoints and plain PVTs of the authors and
+            of mmdet. Default: None.
 
     Raises:
         ValueError: Arguments of the stages do not fit together.
@@ -135,13 +151,20 @@ class ACmixPVT(BaseModule):
         [(2, 8, 16, 20), (2, 16, 8, 10), (2, 40, 4, 5), (2, 64, 2, 2)]
     """
 
+    archs = {
+        'small': dict(num_layers=(3, 4, 6, 3)),
+        'tiny': dict(num_layers=(2, 2, 2, 2)),
+        'medium': dict(num_layers=(3, 4, 18, 3)),
+        'large': dict(num_layers=(3, 8, 27, 3)),
+    }
+
     def __init__(
         self,
         pretrain_img_size: int | tuple[int, int] = 224,
         in_channels: int = 3,
         embed_dims: int = 64,
         num_stages: int = 4,
-        num_layers: Sequence[int] = (3, 4, 6, 3),
+        num_layers: Sequence[int] | None = None,
         num_heads: Sequence[int] = (1, 2, 5, 8),
         patch_sizes: Sequence[int] = (4, 2, 2, 2),
         strides: Sequence[int] = (4, 2, 2, 2),
@@ -153,16 +176,17 @@ class ACmixPVT(BaseModule):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        act_cfg: dict = dict(type='GELU'),
-        norm_cfg: dict = dict(type='LN', eps=1e-6),
-        num_conv_groups: int = 1,
-        path_weights: PathWeights = 'learned',
+        act_cfg: Config = dict(type='GELU'),
+        norm_cfg: Config = dict(type='LN', eps=1e-6),
         frozen_stages: int = -1,
         with_cp: bool = False,
+        arch: str | None = None,
+        acmix_cfg: OptConfig = None,
         warm_start: bool = True,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg or _default_init_cfg())
+        num_layers = resolve_arch('ACmixPVT', arch, self.archs, num_layers=num_layers)['num_layers']
         check_stages(
             'ACmixPVT', num_stages, out_indices, frozen_stages,
             num_layers=num_layers, num_heads=num_heads, patch_sizes=patch_sizes, strides=strides,
@@ -175,13 +199,13 @@ class ACmixPVT(BaseModule):
         for i in range(num_stages):
             reduction = prod(strides[: i + 1])
             height, width = to_2tuple(pretrain_img_size)
-            attn_cfg = dict(
+            attn_cfg = layer_options(
+                'ACmixPVT',
+                acmix_cfg,
                 num_heads=num_heads[i],
                 sr_ratio=sr_ratios[i],
                 qkv_bias=qkv_bias,
                 attn_drop_rate=attn_drop_rate,
-                num_conv_groups=num_conv_groups,
-                path_weights=path_weights,
             )
             stage = ACmixPVTStage(
                 in_channels,
@@ -199,10 +223,10 @@ class ACmixPVT(BaseModule):
             self.stages.append(stage)
             in_channels = embed_dims * num_heads[i]
         self._freeze()
-        accept_checkpoints(self, 'ACmixPVT', warm_start)
+        register_checkpoint_conversion(self, 'ACmixPVT', warm_start)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the stages asked for.
+        """Compute the features of the requested stages.
 
         Args:
             x: ``(B, in_channels, H, W)``, with the default strides of at least 32x32 pixels.
@@ -220,7 +244,7 @@ class ACmixPVT(BaseModule):
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'ACmixPVT':
-        """Switch to training, but for frozen stages."""
+        """Set the training mode of all but the frozen stages."""
         super().train(mode)
         self._freeze()
         return self

@@ -10,30 +10,36 @@ from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
 from ..layers import ACmix
+from ..layers.recompute import recompute
+from ..layers.types import Config, OptConfig, OptMultiConfig
 from ..registry import MODELS
-from .common import check_stages, eval_batch_norms, freeze, recompute
-from .loading import accept_checkpoints
+from .common import check_stages, eval_batch_norms, freeze, layer_options
+from .loading import register_checkpoint_conversion
 
 
 class ACmixBottleneck(BaseModule):
     """1x1 convolution, ACmix (or a 3x3 convolution), 1x1 convolution, and a shortcut.
 
     Args:
-        in_channels: C_in.
-        channels: C of the middle layer; the block returns 4 C.
-        stride: In pixels.
-        dilation: Of the middle layer, in pixels.
-        downsample: Shortcut to 4 C channels and the new size; None where nothing changes.
-        style: ``'pytorch'`` strides in the middle layer, ``'caffe'`` in the first.
-        acmix_cfg: Arguments of :class:`acmix_mm.layers.ACmix`; None keeps a 3x3 convolution.
-        conv_cfg: Of the convolutions.
-        norm_cfg: Of the norms.
-        drop_path_rate: Probability of dropping the residual branch of an image.
-        with_cp: Recompute the block in the backward pass instead of keeping its activations.
-        init_cfg: Of :class:`mmengine.model.BaseModule`.
+        in_channels: Number C_in of input channels.
+        channels: Number C of channels of the middle layer; the block returns 4 C channels.
+        stride: Stride of the block in pixels. Default: 1.
+        dilation: Dilation of the middle layer in pixels. Default: 1.
+        downsample: Shortcut to 4 C channels and the new size; None (default) is the identity.
+        style: ``'pytorch'`` (default) has the stride in the middle layer, ``'caffe'`` in the first.
+        acmix_cfg: Arguments of :class:`acmix_mm.layers.ACmix`; None (default) keeps a 3x3
+            convolution.
+        conv_cfg: Config of the convolutions. Default: None.
+        norm_cfg: Config of the norms. Default: ``dict(type='BN')``.
+        drop_path_rate: Probability of dropping the residual branch for an image. Default: 0.
+        with_cp: Whether to recompute the block's activations in the backward pass instead of
+            keeping them. Default: False.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`. Default: None.
     """
 
     expansion = 4
+    #: FSDP shards the block as one unit, see :func:`acmix_mm.runtime.wrap_blocks`.
+    fsdp_unit = True
 
     def __init__(
         self,
@@ -43,12 +49,12 @@ class ACmixBottleneck(BaseModule):
         dilation: int = 1,
         downsample: nn.Module | None = None,
         style: str = 'pytorch',
-        acmix_cfg: dict | None = None,
-        conv_cfg: dict | None = None,
-        norm_cfg: dict = dict(type='BN'),
+        acmix_cfg: OptConfig = None,
+        conv_cfg: OptConfig = None,
+        norm_cfg: Config = dict(type='BN'),
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
         self.with_cp = with_cp
@@ -68,9 +74,10 @@ class ACmixBottleneck(BaseModule):
                 stride=middle_stride, padding=dilation, dilation=dilation, bias=False,
             )  # fmt: skip
         else:
-            self.conv2 = ACmix(
-                channels, channels, stride=middle_stride, dilation=dilation, **acmix_cfg
+            options = layer_options(
+                'ACmixBottleneck', acmix_cfg, stride=middle_stride, dilation=dilation
             )
+            self.conv2 = ACmix(channels, channels, **options)
         self.add_module(self.norm2_name, norm2)
         self.conv3 = build_conv_layer(conv_cfg, channels, out_channels, 1, bias=False)
         self.add_module(self.norm3_name, norm3)
@@ -113,41 +120,51 @@ class ACmixResNet(BaseModule):
     """ResNet whose 3x3 convolutions are ACmix layers.
 
     ResNet-26/38/50 with ACmix of Pan et al., CVPR 2022, with the options of mmdet's and
-    mmseg's ResNet, so that an existing config needs another ``type`` and no more.
+    mmseg's ResNet, so that an existing config only needs another ``type``.
 
     Args:
-        depth: 26, 38, 50 or 101.
-        in_channels: Of the image.
-        stem_channels: Of the stem; ``base_channels`` if None.
-        base_channels: C of the first stage; every later stage doubles it.
-        num_stages: 1 to 4.
-        strides: Of the first block of each stage, in pixels.
-        dilations: Of the ACmix layers of each stage, in pixels.
-        out_indices: Stages whose outputs are returned.
-        style: ``'pytorch'`` strides in the ACmix layer, ``'caffe'`` in the 1x1 before it.
-        deep_stem: Three 3x3 convolutions for the 7x7 (ResNet-C).
-        avg_down: Average pooling before the 1x1 of a strided shortcut (ResNet-D, with
-            ``deep_stem``).
-        contract_dilation: Halve the dilation of the first block of a dilated stage.
-        frozen_stages: Stem and stages up to this one (1 = first stage, 0 = stem alone) keep their
-            weights and stay in eval mode; -1 freezes none.
-        conv_cfg: Of the convolutions that are not ACmix.
-        norm_cfg: Of the norms.
-        norm_eval: Keep the running statistics of BatchNorm as they are while training.
-        stage_with_acmix: Stages with ACmix; the others keep 3x3 convolutions.
-        acmix_cfg: Arguments of :class:`acmix_mm.layers.ACmix` for all of them, such as
-            ``dict(num_conv_groups=2)`` or ``dict(path_weights=(1, 0))``.
-        drop_path_rate: Of the last block; it grows linearly from 0 over the blocks.
-        with_cp: Recompute blocks in the backward pass instead of keeping their activations.
-        zero_init_residual: Start every residual branch at 0.
-        pretrained: A checkpoint; short for ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
-            mmseg's segmentors hand their own ``pretrained`` on to it.
-        init_cfg: Of :class:`mmengine.model.BaseModule`. ``dict(type='Pretrained', ...)`` takes our
-            checkpoints, released ResNet-ACmix classifiers and, except for the 3x3 convolutions,
-            plain ResNets of torchvision.
+        depth: Depth of the network: 26, 38, 50 or 101.
+        in_channels: Number of image channels. Default: 3.
+        stem_channels: Number of channels of the stem; ``base_channels`` if None (default).
+        base_channels: Number C of channels of the first stage; every later stage doubles it.
+            Default: 64.
+        num_stages: Number of stages, 1 to 4. Default: 4.
+        strides: Stride of the first block of each stage in pixels. Default: (1, 2, 2, 2).
+        dilations: Dilation of the middle layers of each stage in pixels. Default: (1, 1, 1, 1).
+        out_indices: Indices of the stages whose outputs are returned. Default: (0, 1, 2, 3).
+        style: ``'pytorch'`` (default) has the stride in the ACmix layer, ``'caffe'`` in the 1x1
+            convolution before it.
+        deep_stem: Whether to use three 3x3 convolutions in place of the 7x7 (ResNet-C). Default:
+            False.
+        avg_down: Whether strided shortcuts use average pooling before their 1x1 convolution
+            (ResNet-D, with ``deep_stem``). Default: False.
+        contract_dilation: Whether the first block of a dilated stage has half the dilation.
+            Default: False.
+        frozen_stages: The stem and the stages up to this one (1 is the first stage, 0 the stem
+            alone) keep their weights and stay in eval mode; -1 (default) freezes none.
+        conv_cfg: Config of the convolutions that are not ACmix. Default: None.
+        norm_cfg: Config of the norms. Default: ``dict(type='BN', requires_grad=True)``.
+        norm_eval: Whether BatchNorm keeps its running statistics unchanged during training.
+            Default: True.
+        stage_with_acmix: Whether each stage has ACmix layers; the others keep 3x3 convolutions.
+            Default: (True, True, True, True).
+        acmix_cfg: Arguments of all :class:`acmix_mm.layers.ACmix` layers, such as
+            ``dict(num_conv_pairs=2)`` or ``dict(path_weights=(1, 0))``. Default: None.
+        drop_path_rate: Drop probability of the last block; it grows linearly from 0 over the
+            blocks. Default: 0.
+        with_cp: Whether to recompute the activations of blocks in the backward pass instead of
+            keeping them. Default: False.
+        zero_init_residual: Whether to initialize every residual branch with 0. Default: True.
+        pretrained: Path of a checkpoint, short for
+            ``init_cfg=dict(type='Pretrained', checkpoint=...)``. mmseg's segmentors pass their own
+            ``pretrained`` on to it. Default: None.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`.
+            ``dict(type='Pretrained', ...)`` takes our checkpoints, released ResNet-ACmix
+            classifiers and, except for the 3x3 convolutions, plain ResNets of torchvision. Default:
+            None.
 
     Raises:
-        ValueError: An argument is out of its range, or lengths do not match ``num_stages``.
+        ValueError: An argument is out of range, or lengths do not match ``num_stages``.
 
     Examples:
         >>> import torch
@@ -173,21 +190,21 @@ class ACmixResNet(BaseModule):
         avg_down: bool = False,
         contract_dilation: bool = False,
         frozen_stages: int = -1,
-        conv_cfg: dict | None = None,
-        norm_cfg: dict = dict(type='BN', requires_grad=True),
+        conv_cfg: OptConfig = None,
+        norm_cfg: Config = dict(type='BN', requires_grad=True),
         norm_eval: bool = True,
         stage_with_acmix: Sequence[bool] = (True, True, True, True),
-        acmix_cfg: dict | None = None,
+        acmix_cfg: OptConfig = None,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
         zero_init_residual: bool = True,
         pretrained: str | None = None,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         if pretrained and init_cfg:
             raise ValueError(
-                f'ACmixResNet: pretrained={pretrained!r} and init_cfg={init_cfg!r} both say where '
-                'to start; set one of them to None'
+                f'ACmixResNet: pretrained={pretrained!r} and init_cfg={init_cfg!r} both name '
+                'initial weights; set one of them to None'
             )
         if pretrained:
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
@@ -215,7 +232,7 @@ class ACmixResNet(BaseModule):
         self._make_stem(in_channels, stem_channels)
         blocks = self.blocks_of_depth[depth][:num_stages]
         rates = torch.linspace(0, drop_path_rate, sum(blocks), device='cpu')
-        drop_path_rates = iter(rates.tolist())
+        drop_path_rates = rates.split(blocks)
         zero_init = dict(type='Constant', val=0, override=dict(name='norm3'))
         common: dict[str, Any] = dict(
             style=style,
@@ -225,7 +242,7 @@ class ACmixResNet(BaseModule):
             init_cfg=zero_init if zero_init_residual and not init_cfg else None,
         )
         channels_in = stem_channels
-        self.stages = []
+        self.res_layers: list[str] = []
         for i, num_blocks in enumerate(blocks):
             channels, stride, dilation = base_channels * 2**i, strides[i], dilations[i]
             shortcut = self._shortcut(channels_in, channels, stride, avg_down)
@@ -240,16 +257,16 @@ class ACmixResNet(BaseModule):
                         dilation=dilation if block else first_dilation,
                         downsample=None if block else shortcut,
                         acmix_cfg=(acmix_cfg or {}) if stage_with_acmix[i] else None,
-                        drop_path_rate=next(drop_path_rates),
+                        drop_path_rate=float(drop_path_rates[i][block]),
                         **common,
                     )
                 )
                 channels_in = channels * ACmixBottleneck.expansion
-            self.stages.append(f'layer{i + 1}')
-            self.add_module(self.stages[-1], stage)
+            self.res_layers.append(f'layer{i + 1}')
+            self.add_module(self.res_layers[-1], stage)
         self._freeze()
-        # No warm start: no ACmix layer computes what a plain 3x3 convolution did.
-        accept_checkpoints(self, 'ACmixResNet', warm_start=False)
+        # No warm start: an ACmix layer cannot reproduce a 3x3 convolution.
+        register_checkpoint_conversion(self, 'ACmixResNet', warm_start=False)
 
     def _make_stem(self, in_channels: int, channels: int) -> None:
         if self.deep_stem:
@@ -290,7 +307,7 @@ class ACmixResNet(BaseModule):
         return Sequential(*pool, conv, build_norm_layer(self.norm_cfg, out_channels)[1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the stages asked for.
+        """Compute the features of the requested stages.
 
         Args:
             x: ``(B, in_channels, H, W)``.
@@ -305,14 +322,14 @@ class ACmixResNet(BaseModule):
             x = self.relu(getattr(self, self.norm1_name)(self.conv1(x)))
         x = self.maxpool(x)
         outs = []
-        for i, name in enumerate(self.stages):
+        for i, name in enumerate(self.res_layers):
             x = getattr(self, name)(x)
             if i in self.out_indices:
                 outs.append(x)
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'ACmixResNet':
-        """Switch to training, but for frozen stages and, with ``norm_eval``, BatchNorm."""
+        """Set the training mode of all but the frozen stages and, with ``norm_eval``, BatchNorm."""
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
@@ -322,7 +339,7 @@ class ACmixResNet(BaseModule):
     def _freeze(self) -> None:
         if self.frozen_stages >= 0:
             stem = ['stem'] if self.deep_stem else ['conv1', self.norm1_name]
-            freeze(getattr(self, name) for name in stem + self.stages[: self.frozen_stages])
+            freeze(getattr(self, name) for name in stem + self.res_layers[: self.frozen_stages])
 
 
 def _default_init_cfg() -> list[dict]:

@@ -7,30 +7,37 @@ from mmengine.model import BaseModule, ModuleList, Sequential
 from torch import Tensor, nn
 
 from ..layers import PatchwiseACmix
-from ..layers.path_mix import PathWeights
+from ..layers.recompute import recompute
+from ..layers.renamed import renamed_arguments
+from ..layers.types import Config, OptConfig, OptMultiConfig
 from ..registry import MODELS
-from .common import check_stages, eval_batch_norms, freeze, recompute
-from .loading import accept_checkpoints
+from .common import check_stages, eval_batch_norms, freeze, layer_options
+from .loading import register_checkpoint_conversion
 
 
 class ACmixSANBlock(BaseModule):
     """Pre-activation bottleneck: norm, ReLU, ACmix, norm, ReLU, 1x1 convolution, and a shortcut.
 
     Args:
-        channels: C, a multiple of 32; queries and keys have C / 16, values C / 4 channels.
+        channels: Number C of channels, a multiple of 32; queries and keys have C / 16, values C / 4
+            channels.
         acmix_cfg: Other arguments of :class:`acmix_mm.layers.PatchwiseACmix`.
-        norm_cfg: Of the norms.
-        with_cp: Recompute the block in the backward pass instead of keeping its activations.
-        init_cfg: Of :class:`mmengine.model.BaseModule`.
+        norm_cfg: Config of the norms. Default: ``dict(type='BN')``.
+        with_cp: Whether to recompute the block's activations in the backward pass instead of
+            keeping them. Default: False.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`. Default: None.
     """
+
+    #: FSDP shards the block as one unit, see :func:`acmix_mm.runtime.wrap_blocks`.
+    fsdp_unit = True
 
     def __init__(
         self,
         channels: int,
-        acmix_cfg: dict,
-        norm_cfg: dict = dict(type='BN'),
+        acmix_cfg: Config,
+        norm_cfg: Config = dict(type='BN'),
         with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
         self.with_cp = with_cp
@@ -57,12 +64,12 @@ class ACmixSANStage(BaseModule):
     """2x2 max pooling, 1x1 convolution, blocks, norm and ReLU.
 
     Args:
-        in_channels: C_in.
-        channels: C.
+        in_channels: Number C_in of input channels.
+        channels: Number C of output channels.
         num_blocks: Number of blocks.
-        norm_cfg: Of the norms.
+        norm_cfg: Config of the norms.
         block_cfg: Other arguments of :class:`ACmixSANBlock`.
-        init_cfg: Of :class:`mmengine.model.BaseModule`.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`. Default: None.
     """
 
     def __init__(
@@ -70,9 +77,9 @@ class ACmixSANStage(BaseModule):
         in_channels: int,
         channels: int,
         num_blocks: int,
-        norm_cfg: dict,
-        block_cfg: dict,
-        init_cfg: dict | list[dict] | None = None,
+        norm_cfg: Config,
+        block_cfg: Config,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
         self.pool = nn.MaxPool2d(2)
@@ -89,6 +96,10 @@ class ACmixSANStage(BaseModule):
 
 
 @MODELS.register_module()
+@renamed_arguments(
+    num_conv_groups='acmix_cfg=dict(num_conv_pairs=...)',
+    path_weights='acmix_cfg=dict(path_weights=...)',
+)
 class ACmixSAN(BaseModule):
     """Self-attention network whose patch-wise attention layers are ACmix layers.
 
@@ -98,26 +109,30 @@ class ACmixSAN(BaseModule):
     ``base_channels``, stand where those of a ResNet-50 do.
 
     Args:
-        depth: 10, 15 or 19.
-        in_channels: Of the image.
-        base_channels: C of the stem and of the first stage, a multiple of 32; the next stage has
-            4 C, and every later one doubles it.
-        kernels_att: Side of the attention window of each stage, in pixels, odd.
-        out_indices: Stages whose outputs are returned.
-        frozen_stages: Stem and stages up to this one (1 = first stage, 0 = stem alone) keep their
-            weights and stay in eval mode; -1 freezes none.
-        norm_cfg: Of the norms.
-        norm_eval: Keep the running statistics of BatchNorm as they are while training.
-        num_conv_groups: See :class:`acmix_mm.layers.PatchwiseACmix`.
-        path_weights: Likewise.
-        with_cp: Recompute blocks in the backward pass instead of keeping their activations.
-        warm_start: Start at alpha = 1, beta = 0 where a plain SAN is loaded.
-        init_cfg: Of :class:`mmengine.model.BaseModule`. ``dict(type='Pretrained', ...)`` takes our
-            checkpoints and plain patch-wise SANs of the authors.
+        depth: Depth of the network: 10, 15 or 19.
+        in_channels: Number of image channels. Default: 3.
+        base_channels: Number C of channels of the stem and of the first stage, a multiple of 32;
+            the next stage has 4 C, and every later one doubles it. Default: 64.
+        kernels_att: Side of the attention window of each stage in pixels, odd. Default:
+            (3, 7, 7, 7, 7).
+        out_indices: Indices of the stages whose outputs are returned. Default: (1, 2, 3, 4).
+        frozen_stages: The stem and the stages up to this one (1 is the first stage, 0 the stem
+            alone) keep their weights and stay in eval mode; -1 (default) freezes none.
+        norm_cfg: Config of the norms. Default: ``dict(type='BN', requires_grad=True)``.
+        norm_eval: Whether BatchNorm keeps its running statistics unchanged during training.
+            Default: True.
+        acmix_cfg: Arguments of all :class:`acmix_mm.layers.PatchwiseACmix` layers, such as
+            ``dict(num_conv_pairs=2)`` or ``dict(path_weights=(1, 0))``. Default: None.
+        with_cp: Whether to recompute the activations of blocks in the backward pass instead of
+            keeping them. Default: False.
+        warm_start: Whether loading a plain SAN sets alpha = 1 and beta = 0. Default: True.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`.
+            ``dict(type='Pretrained', ...)`` takes our checkpoints and plain patch-wise SANs of the
+            authors. Default: None.
 
     Raises:
-        ValueError: ``depth`` is none of these, ``base_channels`` is no multiple of 32, or arguments
-            of the stages do not fit together.
+        ValueError: ``depth`` is unknown, ``base_channels`` is not a multiple of 32, or arguments of
+            the stages do not fit together.
 
     Examples:
         >>> import torch
@@ -136,13 +151,12 @@ class ACmixSAN(BaseModule):
         kernels_att: Sequence[int] = (3, 7, 7, 7, 7),
         out_indices: Sequence[int] = (1, 2, 3, 4),
         frozen_stages: int = -1,
-        norm_cfg: dict = dict(type='BN', requires_grad=True),
+        norm_cfg: Config = dict(type='BN', requires_grad=True),
         norm_eval: bool = True,
-        num_conv_groups: int = 1,
-        path_weights: PathWeights = 'learned',
+        acmix_cfg: OptConfig = None,
         with_cp: bool = False,
         warm_start: bool = True,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
         if depth not in self.blocks_of_depth:
@@ -162,21 +176,17 @@ class ACmixSAN(BaseModule):
         channels_in = base_channels
         for i, num_blocks in enumerate(blocks):
             channels = base_channels * 2 ** (i + 1) if i else base_channels
-            acmix_cfg = dict(
-                kernel_att=kernels_att[i],
-                num_conv_groups=num_conv_groups,
-                path_weights=path_weights,
-            )
-            block_cfg = dict(acmix_cfg=acmix_cfg, with_cp=with_cp)
+            options = layer_options('ACmixSAN', acmix_cfg, kernel_att=kernels_att[i])
+            block_cfg = dict(acmix_cfg=options, with_cp=with_cp)
             self.stages.append(
                 ACmixSANStage(channels_in, channels, num_blocks, norm_cfg, block_cfg)
             )
             channels_in = channels
         self._freeze()
-        accept_checkpoints(self, 'ACmixSAN', warm_start)
+        register_checkpoint_conversion(self, 'ACmixSAN', warm_start)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the stages asked for.
+        """Compute the features of the requested stages.
 
         Args:
             x: ``(B, in_channels, H, W)`` of at least 32x32 pixels.
@@ -203,7 +213,7 @@ class ACmixSAN(BaseModule):
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'ACmixSAN':
-        """Switch to training, but for frozen stages and, with ``norm_eval``, BatchNorm."""
+        """Set the training mode of all but the frozen stages and, with ``norm_eval``, BatchNorm."""
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:

@@ -11,24 +11,25 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from ..layers import WindowACmix
-from ..layers.path_mix import PathWeights
+from ..layers.renamed import renamed_arguments
+from ..layers.transformer_block import TransformerBlock
+from ..layers.types import Config, OptConfig, OptMultiConfig
 from ..registry import MODELS
-from .common import check_stages, freeze
-from .loading import accept_checkpoints
-from .transformer import TransformerBlock
+from .common import check_stages, freeze, layer_options, resolve_arch
+from .loading import register_checkpoint_conversion
 
 
 class ACmixSwinStage(BaseModule):
-    """Blocks whose windows are shifted in every second one, then, but for the last stage, merging.
+    """Blocks, every second one with shifted windows, then patch merging except in the last stage.
 
     Args:
-        embed_dims: C.
-        drop_path_rates: One a block.
+        embed_dims: Number C of channels.
+        drop_path_rates: Drop probability of each block's residual branches.
         drop_rate: Dropout probability after projections.
         attn_cfg: Other arguments of :class:`acmix_mm.layers.WindowACmix`.
-        block_cfg: Other arguments of :class:`TransformerBlock`.
-        downsample: Merges patches to 2 C channels; None in the last stage.
-        init_cfg: Of :class:`mmengine.model.BaseModule`.
+        block_cfg: Other arguments of :class:`acmix_mm.layers.transformer_block.TransformerBlock`.
+        downsample: Merges patches to 2 C channels; None (default) in the last stage.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`. Default: None.
     """
 
     def __init__(
@@ -36,10 +37,10 @@ class ACmixSwinStage(BaseModule):
         embed_dims: int,
         drop_path_rates: Sequence[float],
         drop_rate: float,
-        attn_cfg: dict,
-        block_cfg: dict,
+        attn_cfg: Config,
+        block_cfg: Config,
         downsample: PatchMerging | None = None,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
         shift_sizes = (0, attn_cfg['window_size'] // 2)
@@ -76,57 +77,69 @@ class ACmixSwinStage(BaseModule):
 
 
 @MODELS.register_module()
+@renamed_arguments(
+    num_conv_groups='acmix_cfg=dict(num_conv_pairs=...)',
+    path_weights='acmix_cfg=dict(path_weights=...)',
+    roll_conv='acmix_cfg=dict(roll_conv=...)',
+    mask_padding='acmix_cfg=dict(mask_padding=...)',
+)
 class ACmixSwin(BaseModule):
     """Swin transformer whose window attention layers are ACmix layers.
 
     Swin-Tiny and -Small with ACmix of Pan et al., CVPR 2022, with the argument names of
-    mmdet's and mmseg's ``SwinTransformer``. The defaults are Swin-Tiny's; sizes of Swin (Liu et
-    al., ICCV 2021, Sec. 3.3):
+    mmdet's and mmseg's ``SwinTransformer``. Sizes of Swin (Liu et al., ICCV 2021, Sec. 3.3):
 
-    ===== ========== ============= ==============
-    size  embed_dims depths        num_heads
-    ===== ========== ============= ==============
-    Tiny  96         2, 2, 6, 2    3, 6, 12, 24
-    Small 96         2, 2, 18, 2   3, 6, 12, 24
-    Base  128        2, 2, 18, 2   4, 8, 16, 32
-    ===== ========== ============= ==============
+    ======= ========== ============= ==============
+    arch    embed_dims depths        num_heads
+    ======= ========== ============= ==============
+    'tiny'  96         2, 2, 6, 2    3, 6, 12, 24
+    'small' 96         2, 2, 18, 2   3, 6, 12, 24
+    'base'  128        2, 2, 18, 2   4, 8, 16, 32
+    'large' 192        2, 2, 18, 2   6, 12, 24, 48
+    ======= ========== ============= ==============
 
     Args:
-        pretrain_img_size: Height and width in pixels that the absolute position embedding is made
-            for; it is interpolated to other images.
-        in_channels: Of the image.
-        embed_dims: C of the first stage; every later stage doubles it.
-        patch_size: Of the patch embedding, in pixels.
-        window_size: Side of the attention windows, in pixels of each stage.
-        mlp_ratio: Hidden channels of the MLPs, in units of the stage's channels.
-        depths: Blocks of each stage.
-        num_heads: Attention heads of each stage.
-        strides: Of the patch embedding (``patch_size``) and of each merging, in pixels of their
-            inputs.
-        out_indices: Stages whose outputs are returned, each with a norm of its own.
-        qkv_bias: Whether the projections to q, k and v have biases.
-        qk_scale: Factor of the attention logits; ``head_channels ** -0.5`` if None.
-        patch_norm: Norms after the patch embedding and in the mergings.
-        drop_rate: Dropout probability after the embedding and the projections.
-        attn_drop_rate: Dropout probability of attention weights.
-        drop_path_rate: Of the last block; it grows linearly from 0 over the blocks.
-        use_abs_pos_embed: Add an absolute position embedding.
-        act_cfg: Of the MLPs.
-        norm_cfg: Of all norms.
-        with_cp: Recompute blocks in the backward pass instead of keeping their activations.
-        convert_weights: Without effect, for configs of mmdet's Swin: any format is recognised.
-        frozen_stages: Embedding and stages up to this one (1 = first stage, 0 = embedding alone)
-            keep their weights and stay in eval mode; -1 freezes none.
-        num_conv_groups: See :class:`acmix_mm.layers.WindowACmix`.
-        path_weights: Likewise.
-        roll_conv: Likewise.
-        mask_padding: Likewise.
-        warm_start: Start at alpha = 1, beta = 0 where a plain Swin is loaded, to compute what it
-            did. (mmdet's and mmseg's Swin differ on maps that one window covers, see
-            :class:`acmix_mm.layers.WindowACmix`.)
-        init_cfg: Of :class:`mmengine.model.BaseModule`. ``dict(type='Pretrained', ...)`` takes our
-            checkpoints, released Swin-ACmix classifiers and plain Swins of Microsoft, mmdet, mmseg
-            and mmpretrain.
+        pretrain_img_size: Height and width in pixels for which the absolute position embedding is
+            made; it is interpolated to other image sizes. Default: 224.
+        in_channels: Number of image channels. Default: 3.
+        embed_dims: Number C of channels of the first stage; every later stage doubles it. Default:
+            that of ``arch``.
+        patch_size: Side of the embedded patches in pixels. Default: 4.
+        window_size: Side of the attention windows in pixels of each stage's map. Default: 7.
+        mlp_ratio: Ratio of the MLPs' hidden channels to the stage's channels. Default: 4.
+        depths: Number of blocks of each stage. Default: those of ``arch``.
+        num_heads: Number of attention heads of each stage. Default: those of ``arch``.
+        strides: Strides of the patch embedding (``patch_size``) and of each patch merging, in
+            pixels of their inputs. Default: (4, 2, 2, 2).
+        out_indices: Indices of the stages whose outputs are returned, each after a norm of its own.
+            Default: (0, 1, 2, 3).
+        qkv_bias: Whether the projections to queries, keys and values have biases. Default: True.
+        qk_scale: Factor of the attention logits; ``head_channels ** -0.5`` if None (default).
+        patch_norm: Whether norms follow the patch embedding and the patch mergings. Default: True.
+        drop_rate: Dropout probability after the embedding and the projections. Default: 0.
+        attn_drop_rate: Dropout probability of the attention weights. Default: 0.
+        drop_path_rate: Drop probability of the last block; it grows linearly from 0 over the
+            blocks. Default: 0.1.
+        use_abs_pos_embed: Whether to add an absolute position embedding. Default: False.
+        act_cfg: Config of the MLPs' activation. Default: ``dict(type='GELU')``.
+        norm_cfg: Config of the norms. Default: ``dict(type='LN')``.
+        with_cp: Whether to recompute the activations of blocks in the backward pass instead of
+            keeping them. Default: False.
+        convert_weights: Has no effect; it is accepted for configs of mmdet's Swin. The format of a
+            checkpoint is recognized in any case.
+        frozen_stages: The embedding and the stages up to this one (1 is the first stage, 0 the
+            embedding alone) keep their weights and stay in eval mode; -1 (default) freezes none.
+        arch: ``'tiny'``, ``'small'``, ``'base'`` or ``'large'``; None (default) takes the explicit
+            sizes, and those of ``'tiny'`` for what is not given.
+        acmix_cfg: Arguments of all :class:`acmix_mm.layers.WindowACmix` layers, such as
+            ``dict(num_conv_pairs=2)``, ``dict(path_weights=(1, 0))``, ``dict(roll_conv=False)`` or
+            ``dict(mask_padding=True)``. Default: None.
+        warm_start: Whether loading a plain Swin sets alpha = 1 and beta = 0, so that the network
+            computes what the plain one did. (mmdet's and mmseg's Swin differ on maps no larger than
+            one window, see :class:`acmix_mm.layers.WindowACmix`.) Default: True.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`.
+            ``dict(type='Pretrained', ...)`` takes our checkpoints, released Swin-ACmix classifiers
+            and plain Swins of Microsoft, mmdet, mmseg and mmpretrain. Default: None.
 
     Raises:
         ValueError: Arguments of the stages do not fit together.
@@ -137,16 +150,25 @@ class ACmixSwin(BaseModule):
         [(2, 12, 16, 20), (2, 24, 8, 10), (2, 48, 4, 5), (2, 96, 2, 3)]
     """
 
+    archs = {
+        'tiny': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+        'small': dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+        'base': dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+        'large': dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
+    }
+    #: Parameters that :class:`acmix_mm.optim.ACmixOptimWrapperConstructor` does not decay.
+    no_weight_decay = ('absolute_pos_embed',)
+
     def __init__(
         self,
         pretrain_img_size: int | tuple[int, int] = 224,
         in_channels: int = 3,
-        embed_dims: int = 96,
+        embed_dims: int | None = None,
         patch_size: int = 4,
         window_size: int = 7,
         mlp_ratio: float = 4,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
+        depths: Sequence[int] | None = None,
+        num_heads: Sequence[int] | None = None,
         strides: Sequence[int] = (4, 2, 2, 2),
         out_indices: Sequence[int] = (0, 1, 2, 3),
         qkv_bias: bool = True,
@@ -156,19 +178,22 @@ class ACmixSwin(BaseModule):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         use_abs_pos_embed: bool = False,
-        act_cfg: dict = dict(type='GELU'),
-        norm_cfg: dict = dict(type='LN'),
+        act_cfg: Config = dict(type='GELU'),
+        norm_cfg: Config = dict(type='LN'),
         with_cp: bool = False,
         convert_weights: bool = True,
         frozen_stages: int = -1,
-        num_conv_groups: int = 1,
-        path_weights: PathWeights = 'learned',
-        roll_conv: bool = True,
-        mask_padding: bool = False,
+        arch: str | None = None,
+        acmix_cfg: OptConfig = None,
         warm_start: bool = True,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg or _default_init_cfg())
+        sizes = resolve_arch(
+            'ACmixSwin', arch, self.archs,
+            embed_dims=embed_dims, depths=depths, num_heads=num_heads,
+        )  # fmt: skip
+        embed_dims, depths, num_heads = sizes['embed_dims'], sizes['depths'], sizes['num_heads']
         num_stages = len(depths)
         check_stages(
             'ACmixSwin', num_stages, out_indices, frozen_stages,
@@ -202,16 +227,14 @@ class ACmixSwin(BaseModule):
         self.stages = ModuleList()
         for i in range(num_stages):
             channels = embed_dims * 2**i
-            attn_cfg = dict(
+            attn_cfg = layer_options(
+                'ACmixSwin',
+                acmix_cfg,
                 num_heads=num_heads[i],
                 window_size=window_size,
                 qkv_bias=qkv_bias,
                 qk_scale=qk_scale,
                 attn_drop_rate=attn_drop_rate,
-                num_conv_groups=num_conv_groups,
-                path_weights=path_weights,
-                roll_conv=roll_conv,
-                mask_padding=mask_padding,
             )
             block_cfg = dict(
                 mlp_ratio=mlp_ratio,
@@ -235,10 +258,10 @@ class ACmixSwin(BaseModule):
         for i in out_indices:
             self.add_module(f'norm{i}', build_norm_layer(norm_cfg, embed_dims * 2**i)[1])
         self._freeze()
-        accept_checkpoints(self, 'ACmixSwin', warm_start)
+        register_checkpoint_conversion(self, 'ACmixSwin', warm_start)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the stages asked for.
+        """Compute the features of the requested stages.
 
         Args:
             x: ``(B, in_channels, H, W)``.
@@ -256,12 +279,12 @@ class ACmixSwin(BaseModule):
             x, out = stage(x)
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(out)
-                # mmcv's operators read their input as if it were contiguous.
+                # mmcv's CPU operators read their input as if it were contiguous.
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 
     def _position(self, size: tuple[int, int]) -> Tensor:
-        """The absolute position embedding for a map of (H, W): (1, H * W, C)."""
+        """Return the absolute position embedding of a map of size (H, W): (1, H * W, C)."""
         if size == self._pos_shape:
             return self.absolute_pos_embed
         grid = self.absolute_pos_embed.unflatten(1, self._pos_shape).permute(0, 3, 1, 2)
@@ -269,7 +292,7 @@ class ACmixSwin(BaseModule):
         return grid.flatten(2).transpose(1, 2)
 
     def train(self, mode: bool = True) -> 'ACmixSwin':
-        """Switch to training, but for frozen stages."""
+        """Set the training mode of all but the frozen stages."""
         super().train(mode)
         self._freeze()
         return self

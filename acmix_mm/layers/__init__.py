@@ -1,6 +1,10 @@
-"""ACmix layers; they know the operators and mmcv's blocks, not the backbones."""
+"""ACmix layers.
 
-from .acmix import ACmix, acmix_conv
+:class:`ACmix`, :class:`WindowACmix`, :class:`ShiftConv` and :class:`PathMix` need torch alone; the
+others build norms by mmcv.
+"""
+
+from .acmix import ACmix
 from .patchwise_acmix import PatchwiseACmix
 from .path_mix import PathMix
 from .shift_conv import ShiftConv
@@ -14,5 +18,4 @@ __all__ = [
     'ShiftConv',
     'SpatialReductionACmix',
     'WindowACmix',
-    'acmix_conv',
 ]

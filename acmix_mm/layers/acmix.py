@@ -4,18 +4,20 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checkpoints.released import SLIDING_WINDOW, accept_released_names
 from ..ops import neighborhood_attention, pointwise_conv
 from ..ops.checks import check_odd, check_positive
-from ..registry import MODELS
-from .path_mix import PathMix, PathWeights
+from .base_module import BaseModule
+from .path_mix import PathMix
+from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
 from .size_cache import cached_per_size
+from .types import OptMultiConfig, PathWeights
 
 
+@renamed_arguments(num_conv_groups='num_conv_pairs')
 class ACmix(BaseModule):
     """Sliding-window attention and convolution on one set of projections.
 
@@ -25,24 +27,25 @@ class ACmix(BaseModule):
     ResNet layer computes, and loads its checkpoints.
 
     Args:
-        in_channels: C_in.
-        out_channels: C_out, a multiple of ``num_heads``. In the attention path channel c is of head
-            ``c // (C_out / N)``; in the convolution path, of head ``c % N``, as released.
-        kernel_att: Side of the attention window in pixels, odd.
-        num_heads: N.
-        kernel_conv: Side of the convolution kernel in pixels, odd.
-        stride: In pixels.
-        dilation: In pixels; spreads the attention window and the shifts.
-        num_conv_groups: Pairs of fully connected layer and convolution that are summed. 1 is the
-            released code; 2 gives the published parameter counts.
+        in_channels: Number C_in of input channels.
+        out_channels: Number C_out of output channels, a multiple of ``num_heads``. In the attention
+            path channel c belongs to head ``c // (C_out / N)``; in the convolution path, to head
+            ``c % N``, as in the released code.
+        kernel_att: Side of the attention window in pixels, odd. Default: 7.
+        num_heads: Number N of heads. Default: 4.
+        kernel_conv: Side of the convolution kernel in pixels, odd. Default: 3.
+        stride: Stride of the layer in pixels. Default: 1.
+        dilation: Dilation of the attention window and of the convolution in pixels. Default: 1.
+        num_conv_pairs: Number of pairs of fully connected layer and convolution that are summed.
+            1 (default) is the released code; 2 gives the published parameter counts.
         path_weights: ``'learned'`` (default), ``'complementary'`` or a fixed pair such as
             ``(1, 0)``, see :class:`PathMix`.
-        backend: Of :func:`acmix_mm.ops.neighborhood_attention`; None takes the best.
-        init_cfg: Of :class:`mmengine.model.BaseModule`; applied after the layer's own start.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`; applied after the
+            layer's own initialization. Default: None.
 
     Raises:
-        ValueError: ``out_channels`` is no multiple of ``num_heads``, a kernel side is even, a size
-            is not positive, or ``path_weights`` is unknown.
+        ValueError: ``out_channels`` is not a multiple of ``num_heads``, a kernel side is even, a
+            size is not positive, or ``path_weights`` is unknown.
 
     Examples:
         >>> layer = ACmix(64, 128, stride=2)
@@ -64,21 +67,20 @@ class ACmix(BaseModule):
         kernel_conv: int = 3,
         stride: int = 1,
         dilation: int = 1,
-        num_conv_groups: int = 1,
+        num_conv_pairs: int = 1,
         path_weights: PathWeights = 'learned',
-        backend: str | None = None,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
-        check_odd('kernel_att', kernel_att)
-        check_odd('kernel_conv', kernel_conv)
-        sizes = dict(in_channels=in_channels, out_channels=out_channels, num_heads=num_heads,
-                     stride=stride, dilation=dilation, num_conv_groups=num_conv_groups)  # fmt: skip
-        for name, size in sizes.items():
-            check_positive(name, size)
+        check_odd(of='ACmix', kernel_att=kernel_att, kernel_conv=kernel_conv)
+        check_positive(
+            of='ACmix', in_channels=in_channels, out_channels=out_channels, num_heads=num_heads,
+            stride=stride, dilation=dilation, num_conv_pairs=num_conv_pairs,
+        )  # fmt: skip
         if out_channels % num_heads:
             raise ValueError(
-                f'out_channels must be a multiple of num_heads={num_heads}, got {out_channels}'
+                f'ACmix: out_channels must be a multiple of num_heads={num_heads}, '
+                f'got {out_channels}'
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -89,9 +91,8 @@ class ACmix(BaseModule):
         self.stride = (stride, stride)
         self.dilation = (dilation, dilation)
         self.padding = (dilation * (kernel_conv // 2),) * 2
-        self.backend = backend
 
-        self.qkv = PointwiseConv(in_channels, 3 * out_channels, parts=3)
+        self.qkv = PointwiseConv(in_channels, 3 * out_channels, chunks=3)
         self.mix = PathMix(path_weights)
         if self.mix.uses_attention:
             self.position = PointwiseConv(2, self.head_channels)
@@ -103,12 +104,12 @@ class ACmix(BaseModule):
                 kernel_conv,
                 stride,
                 dilation,
-                num_groups=num_conv_groups,
+                num_conv_pairs=num_conv_pairs,
             )
         self.register_load_state_dict_pre_hook(_accept_released_names)
 
     def init_weights(self) -> None:
-        """Start as the released layer does, whatever a backbone's initialiser did before."""
+        """Initialize as the released layer does, whatever a backbone's initializer did before."""
         if not self.is_init:
             for module in self.children():
                 module.reset_parameters()
@@ -124,48 +125,50 @@ class ACmix(BaseModule):
             Tensor: ``(B, C_out, ceil(H / stride), ceil(W / stride))``.
         """
         q, k, v = (maps.unflatten(1, (self.num_heads, -1)) for maps in self.qkv(x))
-        return self.mix(
-            lambda: self._attend(q, k, v), lambda weight: self.shift_conv((q, k, v), weight)
-        )
+        # The convolution path comes first, so that the backward pass, which runs in reverse order,
+        # does not hold its gradients while that of the attention takes the most memory.
+        convolution = attention = None
+        if self.mix.uses_convolution:
+            convolution = self.shift_conv((q, k, v), self.mix.convolution_weight())
+        if self.mix.uses_attention:
+            attention = self._attend(q, k, v)
+        return self.mix(convolution, attention)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         stride, dilation = self.stride[0], self.dilation[0]
         if stride > 1:
             q = q[..., ::stride, ::stride]
-        # The logit q_i . (k_j + p_i - p_j) holds q_i . p_i for every j alike: softmax cancels it.
+        # The logit q_i . (k_j + p_i - p_j) contains q_i . p_i for every j: softmax cancels it.
         weight = self.position.weight
         (position,) = self.position(coordinates(*k.shape[-2:], weight.dtype, weight.device))
-        # The small map changes its sign: k - position would do that to the full-size gradient.
+        # Negate the small map: k - position would negate the full-size gradient instead.
         k = k + -position
-        out = neighborhood_attention(
-            q, k, v, self.kernel_att, stride, dilation, backend=self.backend
-        )
-        return out.flatten(1, 2)
+        return neighborhood_attention(q, k, v, self.kernel_att, stride, dilation).flatten(1, 2)
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution whose result comes in parts, see :func:`acmix_mm.ops.pointwise_conv`.
+    """A 1x1 convolution that returns its result in chunks, see :func:`acmix_mm.ops.pointwise_conv`.
 
     Args:
-        in_channels: C_in.
-        out_channels: C_out, a multiple of ``parts``.
-        parts: Number of results.
+        in_channels: Number C_in of input channels.
+        out_channels: Number C_out of output channels, a multiple of ``chunks``.
+        chunks: Number of results. Default: 1.
 
     Examples:
-        >>> q, k, v = PointwiseConv(3, 24, parts=3)(torch.rand(2, 3, 5, 6))
+        >>> q, k, v = PointwiseConv(3, 24, chunks=3)(torch.rand(2, 3, 5, 6))
         >>> q.shape
         torch.Size([2, 8, 5, 6])
     """
 
     bias: nn.Parameter
 
-    def __init__(self, in_channels: int, out_channels: int, parts: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, chunks: int = 1) -> None:
         super().__init__(in_channels, out_channels, 1)
-        self.parts = parts
+        self.chunks = chunks
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """(B, C_in, H, W) -> ``parts`` times (B, C_out / parts, H, W)."""
-        return pointwise_conv(x, self.weight.flatten(1), self.bias, self.parts)
+        """(B, C_in, H, W) -> ``chunks`` tensors (B, C_out / chunks, H, W)."""
+        return pointwise_conv(x, self.weight.flatten(1), self.bias, self.chunks)
 
 
 @cached_per_size
@@ -173,13 +176,13 @@ def coordinates(height: int, width: int, dtype: torch.dtype, device: torch.devic
     """Pixel coordinates from -1 to 1 over the map, x then y, the input of the position map.
 
     Args:
-        height: H in pixels.
-        width: W in pixels.
-        dtype: Of the map.
-        device: Where the map is made; nothing is copied from the host.
+        height: Height H of the map in pixels.
+        width: Width W of the map in pixels.
+        dtype: Data type of the map.
+        device: Device on which the map is made; nothing is copied from the host.
 
     Returns:
-        Tensor: ``(1, 2, H, W)``, shared by all who ask for this size: do not write to it.
+        Tensor: ``(1, 2, H, W)``, shared by all callers with this size: do not write to it.
 
     Examples:
         >>> coordinates(1, 3, torch.float32, torch.device('cpu')).flatten(2).tolist()
@@ -196,82 +199,5 @@ def coordinates(height: int, width: int, dtype: torch.dtype, device: torch.devic
 def _accept_released_names(
     layer: ACmix, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    """Rename in place what a released ResNet-ACmix layer calls its parameters."""
+    """Rename, in place, parameters of a released ResNet-ACmix layer to ours."""
     accept_released_names(state_dict, prefix, SLIDING_WINDOW)
-
-
-@MODELS.register_module('ACmix')
-def acmix_conv(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int | tuple[int, int],
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
-    groups: int = 1,
-    bias: bool = True,
-    **acmix: Any,
-) -> nn.Module:
-    """ACmix with the signature of a convolution, for ``conv_cfg`` and ``dcn`` of any mm model.
-
-    A 1x1 request gives a plain 1x1 convolution: there is no neighbourhood to mix.
-
-    Args:
-        in_channels: C_in.
-        out_channels: C_out.
-        kernel_size: k, square and odd; the convolution path has this size.
-        stride: In pixels, the same both ways.
-        padding: Must keep the size, ``dilation * (k // 2)``.
-        dilation: In pixels, the same both ways.
-        groups: Must be 1.
-        bias: Of a 1x1 convolution. ACmix has its biases in the projections, always.
-        **acmix: Other arguments of :class:`ACmix`: ``kernel_att``, ``num_heads`` ...
-
-    Returns:
-        nn.Module: ``(B, C_in, H, W)`` to ``(B, C_out, ceil(H / stride), ceil(W / stride))``.
-
-    Raises:
-        ValueError: The convolution asked for cannot be an ACmix layer.
-
-    Examples:
-        >>> from mmcv.cnn import build_conv_layer
-        >>> cfg = dict(type='ACmix', num_heads=2)
-        >>> type(build_conv_layer(cfg, 64, 64, 3, padding=1)).__name__
-        'ACmix'
-    """
-    if kernel_size in (1, (1, 1)):
-        return nn.Conv2d(in_channels, out_channels, 1, stride, padding, dilation, groups, bias)
-    kernel_size, stride, padding, dilation = (
-        _square(name, value)
-        for name, value in dict(
-            kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
-        ).items()
-    )
-    if groups != 1:
-        raise ValueError(
-            f'ACmix cannot be a convolution of {groups} groups: its projections mix all channels. '
-            'Use conv_cfg=None for grouped (ResNeXt-like) convolutions.'
-        )
-    check_odd('kernel_size of ACmix', kernel_size)
-    if padding != dilation * (kernel_size // 2):
-        raise ValueError(
-            f'ACmix keeps the size of the map: with kernel_size={kernel_size} and '
-            f'dilation={dilation} the padding must be {dilation * (kernel_size // 2)}, '
-            f'got {padding}'
-        )
-    return ACmix(
-        in_channels,
-        out_channels,
-        kernel_conv=kernel_size,
-        stride=stride,
-        dilation=dilation,
-        **acmix,
-    )
-
-
-def _square(name: str, value: int | tuple[int, int]) -> int:
-    if isinstance(value, int):
-        return value
-    if len(set(value)) != 1:
-        raise ValueError(f'{name} of ACmix must be the same both ways, got {value}')
-    return value[0]

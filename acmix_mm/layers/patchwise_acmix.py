@@ -2,17 +2,20 @@
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops import neighborhood_aggregation
 from ..ops.checks import check_odd, check_positive
 from ..ops.padding import reflect_pad2d
-from .path_mix import PathMix, PathWeights
+from .base_module import BaseModule
+from .norm import build_norm
+from .path_mix import PathMix
+from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
+from .types import Config, OptMultiConfig, PathWeights
 
 
+@renamed_arguments(num_conv_groups='num_conv_pairs')
 class PatchwiseACmix(BaseModule):
     """Patch-wise self-attention and convolution on one set of projections.
 
@@ -26,20 +29,23 @@ class PatchwiseACmix(BaseModule):
     convolution path by group: its channel c is of channel ``c // (C_out / R)`` of the maps.
 
     Args:
-        in_channels: C_in.
-        rel_channels: R, of queries and of keys.
-        out_channels: C_out, of values; a multiple of ``rel_channels`` and ``share_channels``.
-        kernel_att: Side K of the attention window in pixels, odd.
-        share_channels: As many channels of the values share their weights: those with the same
-            ``c % G``, where ``G = C_out / share_channels``.
-        kernel_conv: Side of the convolution kernel in pixels, odd.
-        norm_cfg: Of the norms in the MLP.
-        num_conv_groups: Pairs of fully connected layer and convolution that are summed.
-        path_weights: See :class:`PathMix`.
-        init_cfg: Of :class:`mmengine.model.BaseModule`.
+        in_channels: Number C_in of input channels.
+        rel_channels: Number R of channels of the queries and of the keys.
+        out_channels: Number C_out of output channels and of channels of the values, a multiple of
+            ``rel_channels`` and of ``share_channels``.
+        kernel_att: Side K of the attention window in pixels, odd. Default: 7.
+        share_channels: Number of channels of the values that share their weights: those with the
+            same ``c % G``, where ``G = C_out / share_channels``. Default: 8.
+        kernel_conv: Side of the convolution kernel in pixels, odd. Default: 3.
+        norm_cfg: Config of the norms in the MLP. Default: ``dict(type='BN')``.
+        num_conv_pairs: Number of pairs of fully connected layer and convolution that are summed.
+            Default: 1.
+        path_weights: ``'learned'`` (default), ``'complementary'`` or a fixed pair such as
+            ``(1, 0)``, see :class:`PathMix`.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`. Default: None.
 
     Raises:
-        ValueError: ``out_channels`` is no multiple of both, a kernel side is even, a size is not
+        ValueError: ``out_channels`` is not a multiple of both, a kernel side is even, a size is not
             positive, or ``path_weights`` is unknown.
 
     Examples:
@@ -56,21 +62,21 @@ class PatchwiseACmix(BaseModule):
         kernel_att: int = 7,
         share_channels: int = 8,
         kernel_conv: int = 3,
-        norm_cfg: dict = dict(type='BN'),
-        num_conv_groups: int = 1,
+        norm_cfg: Config = dict(type='BN'),
+        num_conv_pairs: int = 1,
         path_weights: PathWeights = 'learned',
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
-        check_odd('kernel_att', kernel_att)
-        sizes = dict(in_channels=in_channels, rel_channels=rel_channels, out_channels=out_channels,
-                     share_channels=share_channels)  # fmt: skip
-        for name, size in sizes.items():
-            check_positive(name, size)
+        check_odd(of='PatchwiseACmix', kernel_att=kernel_att, kernel_conv=kernel_conv)
+        check_positive(
+            of='PatchwiseACmix', in_channels=in_channels, rel_channels=rel_channels,
+            out_channels=out_channels, share_channels=share_channels,
+        )  # fmt: skip
         if out_channels % rel_channels or out_channels % share_channels:
             raise ValueError(
-                f'out_channels must be a multiple of rel_channels={rel_channels} and of '
-                f'share_channels={share_channels}, got {out_channels}'
+                f'PatchwiseACmix: out_channels must be a multiple of rel_channels={rel_channels} '
+                f'and of share_channels={share_channels}, got {out_channels}'
             )
         self.rel_channels = rel_channels
         self.kernel_att = kernel_att
@@ -81,10 +87,10 @@ class PatchwiseACmix(BaseModule):
             channels = rel_channels * (1 + kernel_att**2)
             groups = out_channels // share_channels
             self.mlp = nn.Sequential(
-                build_norm_layer(norm_cfg, channels)[1],
+                build_norm(norm_cfg, channels),
                 nn.ReLU(inplace=True),
                 nn.Conv2d(channels, groups, 1, bias=False),
-                build_norm_layer(norm_cfg, groups)[1],
+                build_norm(norm_cfg, groups),
                 nn.ReLU(inplace=True),
                 nn.Conv2d(groups, groups * kernel_att**2, 1),
             )
@@ -94,7 +100,7 @@ class PatchwiseACmix(BaseModule):
                 rel_channels,
                 out_channels,
                 kernel_conv,
-                num_groups=num_conv_groups,
+                num_conv_pairs=num_conv_pairs,
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +114,12 @@ class PatchwiseACmix(BaseModule):
         """
         qkv = self.qkv(x)
         maps = qkv.unflatten(1, (-1, self.rel_channels))  # one of q, one of k, the others of v
-        return self.mix(lambda: self._attend(qkv), lambda weight: self.shift_conv(maps, weight))
+        convolution = attention = None
+        if self.mix.uses_convolution:
+            convolution = self.shift_conv(maps, self.mix.convolution_weight())
+        if self.mix.uses_attention:
+            attention = self._attend(qkv)
+        return self.mix(convolution, attention)
 
     def _attend(self, qkv: Tensor) -> Tensor:
         rel, size = self.rel_channels, self.kernel_att

@@ -1,37 +1,42 @@
-"""How the two paths of ACmix are weighed."""
+"""The weighted sum of the two paths of ACmix."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-PathWeights = str | Sequence[float]
+from .types import PathWeights
 
 
 class PathMix(nn.Module):
     """``alpha * attention + beta * convolution`` (Pan et al., CVPR 2022, Fig. 2c).
 
+    A layer computes the convolution path first, times :meth:`convolution_weight`, then the
+    attention path, and hands both to this module. A path that is not used is None.
+
     Args:
-        weights: ``'learned'``: alpha and beta are parameters; ``'complementary'``: alpha is a
-            parameter and beta is ``1 - alpha``; or a pair of numbers ``(alpha, beta)`` that stay
-            fixed. A path whose fixed weight is 0 is not computed.
+        weights: ``'learned'`` (default): alpha and beta are parameters; ``'complementary'``: alpha
+            is a parameter and beta is ``1 - alpha``; or a pair of numbers ``(alpha, beta)`` that
+            stay fixed. A path whose fixed weight is 0 need not be computed.
 
     Attributes:
-        alpha (nn.Parameter | float): Weight of the attention path, 0.5 at the start if learned.
-        beta (nn.Parameter | float | None): Weight of the convolution path, likewise; None if it is
-            ``1 - alpha``.
-        uses_attention (bool): Whether the attention path is computed.
-        uses_convolution (bool): Whether the convolution path is computed.
+        alpha (nn.Parameter | float): Weight of the attention path; starts at 0.5 if it is learned.
+        beta (nn.Parameter | float | None): Weight of the convolution path; starts at 0.5 if it is
+            learned, and is None if it is ``1 - alpha``.
+        uses_attention (bool): Whether the attention path is used.
+        uses_convolution (bool): Whether the convolution path is used.
 
     Raises:
         ValueError: ``weights`` is none of these, or both numbers are 0.
 
     Examples:
         >>> mix = PathMix((1, 1))
-        >>> mix(lambda: torch.ones(2), lambda weight: weight * torch.ones(2))
+        >>> mix(mix.convolution_weight() * torch.ones(2), torch.ones(2))
         tensor([2., 2.])
     """
+
+    #: Parameters that :class:`acmix_mm.optim.ACmixOptimWrapperConstructor` does not decay.
+    no_weight_decay = ('alpha', 'beta')
 
     def __init__(self, weights: PathWeights = 'learned') -> None:
         super().__init__()
@@ -54,55 +59,81 @@ class PathMix(nn.Module):
         for weight in self.parameters():
             nn.init.constant_(weight, 0.5)
 
-    def forward(
-        self, attention: Callable[[], Tensor], convolution: Callable[[Tensor | float], Tensor]
-    ) -> Tensor:
-        """Weigh the results of two functions, calling only those that count.
+    def convolution_weight(self) -> Tensor | float:
+        """Return beta, a number or a tensor of one element.
+
+        The convolution path is linear, so the layers multiply its few parameters by beta instead of
+        its output map.
+        """
+        return 1 - self.alpha if self.beta is None else self.beta
+
+    def forward(self, convolution: Tensor | None, attention: Tensor | None) -> Tensor:
+        """Sum the paths.
 
         Args:
-            attention: Returns the attention path, of any shape.
-            convolution: Returns the convolution path, of the same shape, times the weight that it
-                is given: the path is linear, so that it can weigh its few parameters instead of
-                its map.
+            convolution: Output of the convolution path, of any shape, already multiplied by
+                :meth:`convolution_weight`; None if the path is not used.
+            attention: Output of the attention path, of the same shape; None if the path is not
+                used.
 
         Returns:
-            Tensor: The weighted sum.
+            Tensor: ``convolution + alpha * attention``.
         """
-        beta = 1 - self.alpha if self.beta is None else self.beta
-        if not self.uses_attention:
-            return convolution(beta)
-        # The convolution comes first, so that the backward pass, which goes the other way round,
-        # does not hold its gradients while that of the attention takes the most memory.
-        out = convolution(beta) if self.uses_convolution else None
-        path = attention()
-        # Under autocast the paths are in half precision and the parameters are not.
-        alpha = self.alpha if isinstance(self.alpha, float) else self.alpha.to(path.dtype)
-        if out is None:
-            return path if alpha == 1 else alpha * path
+        if attention is None:
+            assert convolution is not None, 'at least one path is used'
+            return convolution
+        alpha = self.alpha
+        if convolution is None:
+            # A copy even for alpha = 1: an in-place activation must not overwrite what the
+            # attention operator has saved for its backward pass.
+            return attention * (alpha if isinstance(alpha, float) else alpha.to(attention.dtype))
         if isinstance(alpha, float):
-            return torch.add(out, path, alpha=alpha)
-        if alpha.requires_grad and torch.is_grad_enabled():
-            return _WeighedSum.apply(out, path, alpha)
-        return torch.addcmul(out, path, alpha)
+            return torch.add(convolution, attention, alpha=alpha)
+        if not (alpha.requires_grad and torch.is_grad_enabled()):
+            return torch.addcmul(convolution, attention, alpha.to(attention.dtype))
+        if torch.compiler.is_compiling():
+            # torch.compile does not trace functions with a jvp, and fuses the formula itself.
+            return convolution + (alpha * attention.to(alpha.dtype)).to(attention.dtype)
+        return _WeightedSum.apply(convolution, attention, alpha)
 
     def extra_repr(self) -> str:
-        """The option, as ``print(module)`` shows it."""
+        """Return the option as ``print(module)`` shows it."""
         return f'weights={self.weights!r}'
 
 
-class _WeighedSum(torch.autograd.Function):
-    """``convolution + alpha * attention``; for alpha's gradient torch itself makes two maps."""
+class _WeightedSum(torch.autograd.Function):
+    """``convolution + alpha * attention``, without the two full-size temporaries of addcmul.
+
+    Under autocast the paths are in half precision and alpha is not: its gradient, a sum over the
+    whole map, is accumulated and returned in alpha's own precision.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, convolution: Tensor, attention: Tensor, alpha: Tensor) -> Tensor:
+    def forward(convolution: Tensor, attention: Tensor, alpha: Tensor) -> Tensor:
+        return torch.addcmul(convolution, attention, alpha.to(attention.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        _, attention, alpha = inputs
         ctx.save_for_backward(attention, alpha)
-        return torch.addcmul(convolution, attention, alpha)
+        ctx.save_for_forward(attention, alpha)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention, alpha = ctx.saved_tensors
-        grad_alpha = torch.dot(grad.reshape(-1), attention.reshape(-1)).view_as(alpha)
-        return grad, grad * alpha, grad_alpha
+        if attention.dtype == alpha.dtype:
+            grad_alpha = torch.dot(grad.reshape(-1), attention.reshape(-1))
+        else:
+            grad_alpha = (grad * attention.to(alpha.dtype)).sum()
+        return grad, grad * alpha.to(grad.dtype), grad_alpha.view_as(alpha)
+
+    @staticmethod
+    def jvp(ctx: Any, convolution: Tensor, attention: Tensor, alpha: Tensor) -> Tensor:
+        saved_attention, saved_alpha = ctx.saved_tensors
+        dtype = saved_attention.dtype
+        return convolution + attention * saved_alpha.to(dtype) + saved_attention * alpha.to(dtype)
 
 
 def _fixed(weights: PathWeights) -> tuple[float, float]:

@@ -21,18 +21,19 @@ class ShiftConv(nn.Module):
     convolutions of a network cannot wipe out the shifts.
 
     Args:
-        num_maps: M, e.g. 3 N for queries, keys and values of N heads.
-        map_channels: G.
-        out_channels: C, a multiple of G. Channel c belongs to channel ``c // (C / G)`` of the maps.
-        kernel_size: k, odd.
-        stride: In pixels.
-        dilation: In pixels; the shifts are spread by it.
-        bias: Whether the fully connected layer has a bias (Swin-ACmix).
-        num_groups: Pairs of (fully connected layer, convolution) that are summed.
-        backend: See :func:`acmix_mm.ops.shift_conv`.
+        num_maps: Number M of input maps, such as 3 N for queries, keys and values of N heads.
+        map_channels: Number G of channels of each map.
+        out_channels: Number C of output channels, a multiple of G. Channel c belongs to channel
+            ``c // (C / G)`` of the maps.
+        kernel_size: Side k of the convolution kernel in pixels, odd. Default: 3.
+        stride: Stride of the convolution in pixels. Default: 1.
+        dilation: Dilation of the convolution in pixels, which also spreads the shifts. Default: 1.
+        bias: Whether the fully connected layer has a bias, as in Swin-ACmix. Default: False.
+        num_conv_pairs: Number P of pairs of (fully connected layer, convolution) that are summed.
+            Default: 1.
 
     Attributes:
-        fc_weight (nn.Parameter): ``(P, k*k, M)``, P = ``num_groups``.
+        fc_weight (nn.Parameter): ``(P, k*k, M)``, P = ``num_conv_pairs``.
         fc_bias (nn.Parameter | None): ``(P, k*k)``.
         kernel (nn.Parameter): ``(P * C, k*k, k, k)``, pair by pair.
 
@@ -47,6 +48,8 @@ class ShiftConv(nn.Module):
     """
 
     fc_bias: nn.Parameter | None
+    #: Parameters that :class:`acmix_mm.optim.ACmixOptimWrapperConstructor` does not decay.
+    no_weight_decay = ('fc_bias',)
 
     def __init__(
         self,
@@ -57,37 +60,36 @@ class ShiftConv(nn.Module):
         stride: int = 1,
         dilation: int = 1,
         bias: bool = False,
-        num_groups: int = 1,
-        backend: str | None = None,
+        num_conv_pairs: int = 1,
     ) -> None:
         super().__init__()
-        check_odd('kernel_size of the convolution path', kernel_size)
-        sizes = dict(num_maps=num_maps, map_channels=map_channels, out_channels=out_channels,
-                     stride=stride, dilation=dilation, num_groups=num_groups)  # fmt: skip
-        for name, size in sizes.items():
-            check_positive(f'{name} of the convolution path', size)
+        check_odd(of='ShiftConv', kernel_size=kernel_size)
+        check_positive(
+            of='ShiftConv', num_maps=num_maps, map_channels=map_channels,
+            out_channels=out_channels, stride=stride, dilation=dilation,
+            num_conv_pairs=num_conv_pairs,
+        )  # fmt: skip
         if out_channels % map_channels:
             raise ValueError(
-                f'out_channels of the convolution path must be a multiple of the {map_channels} '
-                f'channels of a map, got {out_channels}'
+                f'ShiftConv: out_channels must be a multiple of map_channels={map_channels}, '
+                f'got {out_channels}'
             )
         self.stride = stride
         self.dilation = dilation
-        self.backend = backend
         positions = kernel_size**2
-        self.fc_weight = nn.Parameter(torch.empty(num_groups, positions, num_maps))
+        self.fc_weight = nn.Parameter(torch.empty(num_conv_pairs, positions, num_maps))
         self.register_parameter(
-            'fc_bias', nn.Parameter(torch.empty(num_groups, positions)) if bias else None
+            'fc_bias', nn.Parameter(torch.empty(num_conv_pairs, positions)) if bias else None
         )
         # Pairs are stacked in the first dimension: `.to(memory_format=torch.channels_last)` refuses
         # parameters of five dimensions.
         self.kernel = nn.Parameter(
-            torch.empty(num_groups * out_channels, positions, kernel_size, kernel_size)
+            torch.empty(num_conv_pairs * out_channels, positions, kernel_size, kernel_size)
         )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start at the default of a linear layer and one-hot shifts."""
+        """Initialize the fully connected layer as ``nn.Linear``, the kernels as one-hot shifts."""
         num_maps, kernel_size = self.fc_weight.shape[-1], self.kernel.shape[-1]
         bound = 1 / math.sqrt(num_maps)
         nn.init.uniform_(self.fc_weight, -bound, bound)
@@ -102,7 +104,7 @@ class ShiftConv(nn.Module):
 
         Args:
             maps: ``(B, M, G, H, W)``, or several tensors that hold the M maps together.
-            weight: Of the path: a number, or a tensor of one element.
+            weight: Weight of the path, a number or a tensor of one element. Default: 1.
 
         Returns:
             Tensor: ``(B, C, ceil(H / stride), ceil(W / stride))``.
@@ -119,14 +121,13 @@ class ShiftConv(nn.Module):
             self.kernel.unflatten(0, (len(self.fc_weight), -1)),
             self.stride,
             self.dilation,
-            self.backend,
         )
 
     def extra_repr(self) -> str:
-        """Sizes, as ``print(module)`` shows them."""
-        groups, _, num_maps = self.fc_weight.shape
+        """Return the sizes as ``print(module)`` shows them."""
+        pairs, _, num_maps = self.fc_weight.shape
         return (
-            f'num_maps={num_maps}, out_channels={len(self.kernel) // groups}, '
+            f'num_maps={num_maps}, out_channels={len(self.kernel) // pairs}, '
             f'kernel_size={self.kernel.shape[-1]}, stride={self.stride}, '
-            f'dilation={self.dilation}, bias={self.fc_bias is not None}, num_groups={groups}'
+            f'dilation={self.dilation}, bias={self.fc_bias is not None}, num_conv_pairs={pairs}'
         )

@@ -1,20 +1,21 @@
-"""Tensors that depend on a size alone, made once."""
+"""A cache of tensors that depend on a size alone."""
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache, wraps
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 def cached_per_size(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator for a function that makes a small tensor from sizes, a dtype and a device.
 
-    The tensor is shared by all who ask with the same arguments: they must not write to it. The 64
-    asked for last are kept.
+    The tensor is shared by all callers with the same arguments: they must not write to it. The 64
+    tensors used last are kept.
 
     Args:
-        make: Takes hashable positional arguments.
+        make: Function of hashable positional arguments.
 
     Examples:
         >>> ones = cached_per_size(torch.ones)
@@ -30,7 +31,9 @@ def cached_per_size(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(make)
     def get(*arguments: Hashable) -> Tensor:
-        # While compiling, memory is the compiler's: a cache would hold its symbolic tensors.
-        return make(*arguments) if torch.compiler.is_compiling() else cached(*arguments)
+        # A compiler, or a mode such as FakeTensorMode, makes tensors of its own that must not be
+        # kept for later calls, and cannot use those of earlier calls.
+        traced = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+        return make(*arguments) if traced else cached(*arguments)
 
     return get

@@ -1,15 +1,18 @@
 """The ACmix layer of PVT-ACmix: attention to spatially reduced keys and values."""
 
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..ops.checks import check_positive
-from .path_mix import PathMix, PathWeights
+from ..ops.checks import check_odd, check_positive
+from .base_module import BaseModule
+from .norm import build_norm
+from .path_mix import PathMix
+from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
+from .types import Config, OptMultiConfig, PathWeights
 
 
+@renamed_arguments(num_conv_groups='num_conv_pairs')
 class SpatialReductionACmix(BaseModule):
     """Spatial-reduction attention and convolution on one set of projections.
 
@@ -24,21 +27,23 @@ class SpatialReductionACmix(BaseModule):
     ``alpha * proj(attention) + beta * shift_conv``. The weights of a plain PVT keep their meaning.
 
     Args:
-        embed_dims: C, a multiple of ``num_heads``.
-        num_heads: N.
-        sr_ratio: Keys and values are reduced by this factor in height and width.
-        kernel_conv: Side of the convolution kernel in pixels, odd.
-        qkv_bias: Whether the projections to queries, keys and values have biases.
-        attn_drop_rate: Dropout probability of attention weights.
-        proj_drop_rate: Dropout probability of the output.
-        norm_cfg: Of the norm of reduced tokens.
-        num_conv_groups: Pairs of fully connected layer and convolution that are summed.
-        path_weights: See :class:`PathMix`.
-        init_cfg: Of :class:`mmengine.model.BaseModule`.
+        embed_dims: Number C of channels, a multiple of ``num_heads``.
+        num_heads: Number N of heads.
+        sr_ratio: Factor by which keys and values are reduced in height and in width. Default: 1.
+        kernel_conv: Side of the convolution kernel in pixels, odd. Default: 3.
+        qkv_bias: Whether the projections to queries, keys and values have biases. Default: True.
+        attn_drop_rate: Dropout probability of the attention weights. Default: 0.
+        proj_drop_rate: Dropout probability of the output. Default: 0.
+        norm_cfg: Config of the norm of the reduced tokens. Default: ``dict(type='LN')``.
+        num_conv_pairs: Number of pairs of fully connected layer and convolution that are summed.
+            Default: 1.
+        path_weights: ``'learned'`` (default), ``'complementary'`` or a fixed pair such as
+            ``(1, 0)``, see :class:`PathMix`.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`. Default: None.
 
     Raises:
-        ValueError: ``embed_dims`` is no multiple of ``num_heads``, ``kernel_conv`` is even, a size
-            is not positive, or ``path_weights`` is unknown.
+        ValueError: ``embed_dims`` is not a multiple of ``num_heads``, ``kernel_conv`` is even, a
+            size is not positive, or ``path_weights`` is unknown.
 
     Examples:
         >>> import torch
@@ -56,18 +61,23 @@ class SpatialReductionACmix(BaseModule):
         qkv_bias: bool = True,
         attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
-        norm_cfg: dict = dict(type='LN'),
-        num_conv_groups: int = 1,
+        norm_cfg: Config = dict(type='LN'),
+        num_conv_pairs: int = 1,
         path_weights: PathWeights = 'learned',
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
-        sizes = dict(embed_dims=embed_dims, num_heads=num_heads, sr_ratio=sr_ratio)
-        for name, size in sizes.items():
-            check_positive(name, size)
+        check_odd(of='SpatialReductionACmix', kernel_conv=kernel_conv)
+        check_positive(
+            of='SpatialReductionACmix',
+            embed_dims=embed_dims,
+            num_heads=num_heads,
+            sr_ratio=sr_ratio,
+        )
         if embed_dims % num_heads:
             raise ValueError(
-                f'embed_dims must be a multiple of num_heads={num_heads}, got {embed_dims}'
+                f'SpatialReductionACmix: embed_dims must be a multiple of num_heads={num_heads}, '
+                f'got {embed_dims}'
             )
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
@@ -78,7 +88,7 @@ class SpatialReductionACmix(BaseModule):
         if self.mix.uses_attention:
             if sr_ratio > 1:
                 self.sr = nn.Conv2d(embed_dims, embed_dims, sr_ratio, stride=sr_ratio)
-                self.norm = build_norm_layer(norm_cfg, embed_dims)[1]
+                self.norm = build_norm(norm_cfg, embed_dims)
             self.proj = nn.Linear(embed_dims, embed_dims)
         if self.mix.uses_convolution:
             self.shift_conv = ShiftConv(
@@ -87,7 +97,7 @@ class SpatialReductionACmix(BaseModule):
                 embed_dims,
                 kernel_conv,
                 bias=True,
-                num_groups=num_conv_groups,
+                num_conv_pairs=num_conv_pairs,
             )
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
@@ -96,7 +106,7 @@ class SpatialReductionACmix(BaseModule):
 
         Args:
             x: ``(B, H, W, C)``, H and W at least ``sr_ratio``; as in PVT, rows and columns beyond
-                the last multiple of ``sr_ratio`` enter no reduced key.
+                the last multiple of ``sr_ratio`` do not contribute to reduced keys.
 
         Returns:
             Tensor: ``(B, H, W, C)``.
@@ -105,20 +115,20 @@ class SpatialReductionACmix(BaseModule):
             ValueError: H or W is below ``sr_ratio``.
         """
         channels = x.shape[-1]
-        # Keys and values at every pixel are for the convolution path, or where nothing is reduced.
+        # The convolution path needs keys and values at every pixel; so does attention if nothing
+        # is reduced.
         full = self.mix.uses_convolution or self.sr_ratio == 1
         qkv = self.qkv(x) if full else self._project(x, slice(channels))
-        out = self.mix(
-            lambda: self._attend(
-                qkv[..., :channels],
-                qkv[..., channels:] if self.sr_ratio == 1 else self._reduced_kv(x),
-            ),
-            lambda weight: self._convolve(qkv, weight),
-        )
-        return self.proj_drop(out)
+        convolution = attention = None
+        if self.mix.uses_convolution:
+            convolution = self._convolve(qkv)
+        if self.mix.uses_attention:
+            kv = qkv[..., channels:] if self.sr_ratio == 1 else self._reduced_kv(x)
+            attention = self._attend(qkv[..., :channels], kv)
+        return self.proj_drop(self.mix(convolution, attention))
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
-        """A part of the projection to q, k and v."""
+        """Project to the part of q, k and v that ``rows`` of the weight stand for."""
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
         return F.linear(x, self.qkv.weight[rows], bias)
 
@@ -142,6 +152,8 @@ class SpatialReductionACmix(BaseModule):
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop_rate)
         return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, size)
 
-    def _convolve(self, qkv: Tensor, weight: Tensor | float) -> Tensor:
+    def _convolve(self, qkv: Tensor) -> Tensor:
+        """(B, H, W, 3 C) -> (B, H, W, C)."""
         maps = qkv.unflatten(-1, (3 * self.num_heads, -1))  # q heads, k heads, v heads
+        weight = self.mix.convolution_weight()
         return self.shift_conv(maps.permute(0, 3, 4, 1, 2), weight).permute(0, 2, 3, 1)

@@ -5,16 +5,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checkpoints.released import PATHS, accept_released_names
 from ..ops.checks import check_odd, check_positive
-from .path_mix import PathMix, PathWeights
+from .base_module import BaseModule
+from .path_mix import PathMix
+from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
 from .size_cache import cached_per_size
+from .types import OptMultiConfig, PathWeights
 
 
+@renamed_arguments(num_conv_groups='num_conv_pairs')
 class WindowACmix(BaseModule):
     """(Shifted) window attention and convolution on one set of projections.
 
@@ -23,41 +26,48 @@ class WindowACmix(BaseModule):
     and Convolution", CVPR 2022, Fig. 2c). It computes what the released Swin-ACmix layer computes,
     whose checkpoints it loads.
 
-    Maps of any size are zero-padded, before the projection, to whole windows. Along an axis that
-    one window covers nothing is shifted, as in the released and in Microsoft's code; mmdet and
-    mmseg shift there too.
+    Maps of any size are zero-padded, before the projection, to whole windows. Axes no longer than
+    one window are not shifted; mmdet and mmseg shift them too.
 
     Args:
-        embed_dims: C, a multiple of ``num_heads``. In the attention path channel c is of head
-            ``c // (C / N)``; in the convolution path, of head ``c % N``, as released.
-        num_heads: N.
-        window_size: Side M of the windows in pixels.
-        shift_size: By how many pixels windows are shifted to the bottom right, less than M.
-        qkv_bias: Whether queries, keys and values have a bias.
-        qk_scale: Factor of the logits; ``(C / N) ** -0.5`` if None.
-        attn_drop_rate: Of the attention weights.
-        proj_drop_rate: Of the output.
-        kernel_conv: Side of the convolution kernel in pixels, odd.
-        num_conv_groups: Pairs of fully connected layer and convolution that are summed; the
-            released code has 1.
+        embed_dims: Number C of channels, a multiple of ``num_heads``. In the attention path channel
+            c belongs to head ``c // (C / N)``; in the convolution path, to head ``c % N``, as in
+            the released code.
+        num_heads: Number N of heads.
+        window_size: Side M of the windows in pixels. Default: 7.
+        shift_size: Distance in pixels by which the windows are shifted to the bottom right, less
+            than M. Default: 0.
+        qkv_bias: Whether the projections to queries, keys and values have biases. Default: True.
+        qk_scale: Factor of the logits; ``(C / N) ** -0.5`` if None (default).
+        attn_drop_rate: Dropout probability of the attention weights. Default: 0.
+        proj_drop_rate: Dropout probability of the output. Default: 0.
+        kernel_conv: Side of the convolution kernel in pixels, odd. Default: 3.
+        num_conv_pairs: Number of pairs of fully connected layer and convolution that are summed;
+            the released code has 1 (default).
         path_weights: ``'learned'`` (default), ``'complementary'`` or a fixed pair such as
             ``(1, 0)``, see :class:`PathMix`.
-        roll_conv: Run the convolution path on the padded map as the shift of the windows has rolled
-            it, across the seam between opposite sides of the image, as released. False runs it on
-            the image as it lies.
-        mask_padding: Keep the padding out of the attention. By default pixels attend to it, as in
-            mmdet's and mmseg's Swin, which plain checkpoints for detection were trained with.
-        init_cfg: Of :class:`mmengine.model.BaseModule`; applied after the layer's own start.
+        roll_conv: Whether the convolution path runs on the padded map that the window shift has
+            rolled, and so across the seam between opposite sides of the image, as in the released
+            code (default: True), or on the map as it is.
+        mask_padding: Whether padding is excluded from the attention. By default (False) pixels
+            attend to it, as in mmdet's and mmseg's Swin, with which plain checkpoints for detection
+            were trained.
+        init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`; applied after the
+            layer's own initialization. Default: None.
 
     Raises:
-        ValueError: ``embed_dims`` is no multiple of ``num_heads``, ``shift_size`` is not within the
-            window, ``kernel_conv`` is even, a size is not positive, or ``path_weights`` is unknown.
+        ValueError: ``embed_dims`` is not a multiple of ``num_heads``, ``shift_size`` is not within
+            the window, ``kernel_conv`` is even, a size is not positive, or ``path_weights`` is
+            unknown.
 
     Examples:
         >>> layer = WindowACmix(96, num_heads=3, shift_size=3)
         >>> layer(torch.randn(2, 15, 20, 96)).shape
         torch.Size([2, 15, 20, 96])
     """
+
+    #: Parameters that :class:`acmix_mm.optim.ACmixOptimWrapperConstructor` does not decay.
+    no_weight_decay = ('relative_position_bias_table',)
 
     def __init__(
         self,
@@ -70,25 +80,28 @@ class WindowACmix(BaseModule):
         attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         kernel_conv: int = 3,
-        num_conv_groups: int = 1,
+        num_conv_pairs: int = 1,
         path_weights: PathWeights = 'learned',
         roll_conv: bool = True,
         mask_padding: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
-        check_odd('kernel_conv', kernel_conv)
-        sizes = dict(embed_dims=embed_dims, num_heads=num_heads, window_size=window_size,
-                     num_conv_groups=num_conv_groups)  # fmt: skip
-        for name, size in sizes.items():
-            check_positive(name, size)
+        check_odd(of='WindowACmix', kernel_conv=kernel_conv)
+        check_positive(
+            of='WindowACmix',
+            embed_dims=embed_dims,
+            num_heads=num_heads,
+            window_size=window_size,
+        )
         if embed_dims % num_heads:
             raise ValueError(
-                f'embed_dims must be a multiple of num_heads={num_heads}, got {embed_dims}'
+                f'WindowACmix: embed_dims must be a multiple of num_heads={num_heads}, '
+                f'got {embed_dims}'
             )
         if not 0 <= shift_size < window_size:
             raise ValueError(
-                f'shift_size must be from 0 to window_size - 1 = {window_size - 1}, '
+                f'WindowACmix: shift_size must be from 0 to window_size - 1 = {window_size - 1}, '
                 f'got {shift_size}'
             )
         self.num_heads = num_heads
@@ -116,7 +129,7 @@ class WindowACmix(BaseModule):
                 embed_dims,
                 kernel_conv,
                 bias=True,
-                num_groups=num_conv_groups,
+                num_conv_pairs=num_conv_pairs,
             )
         self.proj_drop = nn.Dropout(proj_drop_rate)
         self._reset_attention_bias()
@@ -137,24 +150,36 @@ class WindowACmix(BaseModule):
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
         shifts = [self.shift_size if length > self.window_size else 0 for length in x.shape[1:3]]
         if self.roll_conv:
-            qkv = self.qkv(_roll(x, shifts))
-            out = self.mix(
-                lambda: self._attend(qkv, size, shifts),
-                lambda weight: self._convolve(qkv, weight),
-            )
+            out = self._mix_paths(self.qkv(_roll(x, shifts)), size, shifts)
             out = _roll_back(out, shifts)[:, :height, :width]
         else:
-            qkv = self.qkv(x)
-            out = self.mix(
-                lambda: _roll_back(self._attend(_roll(qkv, shifts), size, shifts), shifts)[
-                    :, :height, :width
-                ],
-                lambda weight: self._convolve(qkv[:, :height, :width], weight),
-            )
+            out = self._mix_unrolled_paths(self.qkv(x), size, shifts)
         return self.proj_drop(out)
 
+    def _mix_paths(self, qkv: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
+        """Mix both paths on a padded and rolled map: (B, H', W', 3 C) -> (B, H', W', C)."""
+        convolution = attention = None
+        if self.mix.uses_convolution:
+            convolution = self._convolve(qkv)
+        if self.mix.uses_attention:
+            attention = self._attend(qkv, size, shifts)
+        return self.mix(convolution, attention)
+
+    def _mix_unrolled_paths(
+        self, qkv: Tensor, size: Sequence[int], shifts: Sequence[int]
+    ) -> Tensor:
+        """Mix both paths, the convolution on the unrolled map: (B, H', W', 3 C) -> (B, H, W, C)."""
+        height, width = size
+        convolution = attention = None
+        if self.mix.uses_convolution:
+            convolution = self._convolve(qkv[:, :height, :width])
+        if self.mix.uses_attention:
+            attention = self._attend(_roll(qkv, shifts), size, shifts)
+            attention = _roll_back(attention, shifts)[:, :height, :width]
+        return self.mix(convolution, attention)
+
     def init_weights(self) -> None:
-        """Start as the released layer does, whatever a backbone's initialiser did before."""
+        """Initialize as the released layer does, whatever a backbone's initializer did before."""
         if not self.is_init:
             self._reset_attention_bias()
             for module in self.children():
@@ -162,9 +187,10 @@ class WindowACmix(BaseModule):
                     module.reset_parameters()
         super().init_weights()
 
-    def _convolve(self, qkv: Tensor, weight: Tensor | float) -> Tensor:
+    def _convolve(self, qkv: Tensor) -> Tensor:
         """(B, H, W, 3 C) -> (B, H, W, C)."""
         maps = qkv.unflatten(-1, (-1, self.head_channels))  # q heads, k heads, v heads
+        weight = self.mix.convolution_weight()
         return self.shift_conv(maps.permute(0, 3, 4, 1, 2), weight).permute(0, 2, 3, 1)
 
     def _attend(self, qkv: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
@@ -201,7 +227,7 @@ class WindowACmix(BaseModule):
         return self.proj(out.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2))
 
     def _attention_bias(self, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
-        """What is added to the logits: (windows, N, pixels, pixels), or (1, ...) for all alike."""
+        """Return the summand of the logits: (windows, N, pixels, pixels), or (1, ...) for all."""
         side = self.window_size
         bias = self.relative_position_bias_table[self.relative_position_index]
         bias = bias.T.unflatten(1, (side,) * 4)  # N, rows of q, columns of q, of k, of k
@@ -225,11 +251,11 @@ class WindowACmix(BaseModule):
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, drop_rate: float, scale: float
 ) -> Tensor:
-    """Attention of four axes, fused wherever torch can.
+    """Compute attention of four-dimensional tensors by a fused kernel wherever torch has one.
 
-    On CPUs no fused kernel of torch 2.13 differentiates the bias, and what it falls back to takes
-    more passes over the logits than the formula: it guards against rows that are masked
-    altogether, which cannot be here, for a pixel always sees itself.
+    On CPUs no fused kernel of torch 2.13 differentiates the bias. Its fallback makes more passes
+    over the logits than the formula below, because it guards against fully masked rows; there are
+    none here, since a pixel always sees itself.
     """
     if q.device.type == 'cpu' and torch.is_grad_enabled() and bias.requires_grad:
         logits = scale * q @ k.transpose(-2, -1)
@@ -255,10 +281,10 @@ def _axis_mask(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Which pixels of a window may meet, along one axis.
+    """Mask of the pairs of pixels in a window that must not attend to each other, along one axis.
 
-    Rolling brings the first pixels of an axis next to the last ones, where they must not meet. That
-    is so for rows and for columns apart, so that no mask over pairs of pixels need be kept.
+    Rolling brings the first pixels of an axis next to the last ones. Rows and columns are masked
+    independently, so no mask over pairs of pixels has to be kept.
 
     Returns:
         Tensor: ``(windows, side, side)``, 0 where query and key may meet, else -inf.
@@ -285,5 +311,5 @@ def _roll_back(x: Tensor, shifts: Sequence[int]) -> Tensor:
 def _accept_released_names(
     layer: WindowACmix, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    """Rename in place what a released Swin-ACmix layer calls its parameters."""
+    """Rename, in place, parameters of a released Swin-ACmix layer to ours."""
     accept_released_names(state_dict, prefix, PATHS)

@@ -1,7 +1,12 @@
-"""The stages of ACmix as functions on tensors; needs torch and nothing else."""
+"""The stages of ACmix as functions on tensors. They need torch alone."""
 
-from .aggregation import neighborhood_aggregation
-from .functional import available_backends, neighborhood_attention, pointwise_conv, shift_conv
+from .backends.registry import available_backends, use_backend
+from .functional import (
+    neighborhood_aggregation,
+    neighborhood_attention,
+    pointwise_conv,
+    shift_conv,
+)
 
 __all__ = [
     'available_backends',
@@ -9,4 +14,5 @@ __all__ = [
     'neighborhood_attention',
     'pointwise_conv',
     'shift_conv',
+    'use_backend',
 ]

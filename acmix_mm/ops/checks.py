@@ -1,27 +1,47 @@
-"""What the operators accept, and what each backend can run."""
+"""Checks of the arguments of operators and layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import cpu, triton_attention
+
+def check_odd(*, of: str = '', **sizes: int) -> None:
+    """Raise ValueError unless every size is a positive odd integer.
+
+    Args:
+        of: Whose sizes they are, for the message.
+        **sizes: Values by the names of the arguments.
+
+    Examples:
+        >>> check_odd(of='ACmix', kernel_att=6)
+        Traceback (most recent call last):
+        ...
+        ValueError: ACmix: kernel_att must be a positive odd integer, got 6
+    """
+    for name, value in sizes.items():
+        if not _is_positive(value) or value % 2 == 0:
+            raise ValueError(f'{_where(of)}{name} must be a positive odd integer, got {value!r}')
 
 
-def check_odd(name: str, value: int) -> None:
-    """Raise unless ``value`` is a positive odd integer."""
-    if not isinstance(value, int) or value < 1 or value % 2 == 0:
-        raise ValueError(f'{name} must be a positive odd integer, got {value!r}')
+def check_positive(*, of: str = '', **sizes: int) -> None:
+    """Raise ValueError unless every size is a positive integer, see :func:`check_odd`."""
+    for name, value in sizes.items():
+        if not _is_positive(value):
+            raise ValueError(f'{_where(of)}{name} must be a positive integer, got {value!r}')
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raise unless ``value`` is a positive integer."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f'{name} must be a positive integer, got {value!r}')
+def _is_positive(value: Any) -> bool:
+    """Tell whether a value is an integer, of Python or NumPy or symbolic, above 0."""
+    return hasattr(value, '__index__') and not isinstance(value, bool | Tensor) and value > 0
+
+
+def _where(of: str) -> str:
+    return f'{of}: ' if of else ''
 
 
 def _check_alike(op: str, **tensors: Tensor) -> None:
-    """Raise unless all tensors are floating point, of one dtype and on one device."""
+    """Raise TypeError unless all tensors are floating point, of one dtype and on one device."""
     (first, reference), *_ = tensors.items()
     if not reference.is_floating_point():
         raise TypeError(f'{op}: {first} must be a floating-point tensor, got {reference.dtype}')
@@ -37,11 +57,10 @@ def _check_alike(op: str, **tensors: Tensor) -> None:
 def check_neighborhood_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
 ) -> None:
-    """Raise one clear error for inputs that do not fit together."""
+    """Raise ValueError or TypeError unless the arguments fit together."""
     op = 'neighborhood_attention'
-    check_odd(f'{op}: kernel_size', kernel_size)
-    check_positive(f'{op}: stride', stride)
-    check_positive(f'{op}: dilation', dilation)
+    check_odd(of=op, kernel_size=kernel_size)
+    check_positive(of=op, stride=stride, dilation=dilation)
     _check_alike(op, q=q, k=k, v=v)
     if k.dim() != 5 or 0 in k.shape[1:]:
         raise ValueError(f'{op}: k must be a non-empty (B, N, D, H, W), got {tuple(k.shape)}')
@@ -59,9 +78,9 @@ def check_neighborhood_attention(
 
 
 def check_neighborhood_aggregation(weights: Tensor, v: Tensor, kernel_size: int) -> None:
-    """Raise one clear error for inputs that do not fit together."""
+    """Raise ValueError or TypeError unless the arguments fit together."""
     op = 'neighborhood_aggregation'
-    check_odd(f'{op}: kernel_size', kernel_size)
+    check_odd(of=op, kernel_size=kernel_size)
     _check_alike(op, weights=weights, v=v)
     if v.dim() != 4 or 0 in v.shape[1:]:
         raise ValueError(f'{op}: v must be a non-empty (B, C, H, W), got {tuple(v.shape)}')
@@ -76,46 +95,45 @@ def check_neighborhood_aggregation(weights: Tensor, v: Tensor, kernel_size: int)
         )
 
 
-def check_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor, parts: int) -> None:
-    """Raise one clear error for inputs that do not fit together."""
+def check_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor, chunks: int) -> None:
+    """Raise ValueError or TypeError unless the arguments fit together."""
     op = 'pointwise_conv'
-    check_positive(f'{op}: parts', parts)
+    check_positive(of=op, chunks=chunks)
     if x.dim() != 4 or 0 in x.shape[1:]:
         raise ValueError(f'{op}: x must be a non-empty (B, C_in, H, W), got {tuple(x.shape)}')
     outputs = len(weight) if weight.dim() == 2 and weight.shape[1] == x.shape[1] else 0
-    if outputs == 0 or outputs % parts:
+    if outputs == 0 or outputs % chunks:
         raise ValueError(
             f'{op}: weight must be (C_out, {x.shape[1]}) for x of shape {tuple(x.shape)}, with '
-            f'C_out a multiple of parts={parts}, got {tuple(weight.shape)}'
+            f'C_out a multiple of chunks={chunks}, got {tuple(weight.shape)}'
         )
     if bias.shape != weight.shape[:1]:
         raise ValueError(f'{op}: bias must have shape ({len(weight)},), got {tuple(bias.shape)}')
 
 
 def check_shift_conv(
-    parts: Sequence[Tensor],
+    maps: Sequence[Tensor],
     fc_weight: Tensor,
     fc_bias: Tensor | None,
     kernel: Tensor,
     stride: int,
     dilation: int,
 ) -> None:
-    """Raise one clear error for inputs that do not fit together."""
+    """Raise ValueError or TypeError unless the arguments fit together."""
     op = 'shift_conv'
-    check_positive(f'{op}: stride', stride)
-    check_positive(f'{op}: dilation', dilation)
-    shapes = [tuple(maps.shape) for maps in parts]
-    if not parts or any(len(shape) != 5 or 0 in shape[1:] for shape in shapes):
+    check_positive(of=op, stride=stride, dilation=dilation)
+    shapes = [tuple(tensor.shape) for tensor in maps]
+    if not maps or any(len(shape) != 5 or 0 in shape[1:] for shape in shapes):
         raise ValueError(f'{op}: maps must be a non-empty (B, M, G, H, W), got {_listed(shapes)}')
     # Lists, not a set: sizes that torch.export leaves open cannot be hashed.
     if any([shape[0], *shape[2:]] != [shapes[0][0], *shapes[0][2:]] for shape in shapes):
         raise ValueError(f'{op}: tensors of maps may differ in M only, got {_listed(shapes)}')
-    _check_alike(op, **{f'maps[{i}]': maps for i, maps in enumerate(parts)})
+    _check_alike(op, **{f'maps[{i}]': tensor for i, tensor in enumerate(maps)})
     if kernel.dim() != 5 or kernel.shape[-1] != kernel.shape[-2]:
         raise ValueError(f'{op}: kernel must be (P, C, k*k, k, k), got {tuple(kernel.shape)}')
     num_maps, groups = sum(shape[1] for shape in shapes), shapes[0][2]
     pairs, channels, _, _, size = kernel.shape
-    check_odd(f'{op}: kernel side', int(size))  # a tensor while torch.jit traces
+    check_odd(of=op, kernel_side=int(size))  # a tensor while torch.jit traces
     if kernel.shape[2] != size**2 or channels % groups:
         raise ValueError(
             f'{op}: kernel must be (P, C, k*k, k, k) with C divisible by the {groups} channels of '
@@ -136,69 +154,3 @@ def check_shift_conv(
 
 def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
     return ', '.join(map(str, shapes)) or 'none'
-
-
-def can_run_reference(*tensors: Tensor, raise_error: bool = False) -> bool:
-    """The definition runs wherever torch does."""
-    return True
-
-
-def can_run_tiled(*tensors: Tensor, raise_error: bool = False) -> bool:
-    """Tiles need nothing beyond ``F.scaled_dot_product_attention``, which every device has."""
-    return True
-
-
-def can_run_composed(*tensors: Tensor, raise_error: bool = False) -> bool:
-    """A grouped convolution runs wherever torch does."""
-    return True
-
-
-def can_run_cpu(*tensors: Tensor, raise_error: bool = False) -> bool:
-    """The compiled kernels run where they were built, on CPU tensors."""
-    reason = cpu.MISSING
-    if reason is None and any(tensor.device.type != 'cpu' for tensor in tensors):
-        reason = f'the tensors must be on the CPU, got {tensors[0].device}'
-    return _verdict('cpu', reason, raise_error)
-
-
-def can_run_pointwise_cpu(*tensors: Tensor, raise_error: bool = False) -> bool:
-    """The compiled matrix product is for single and double precision: oneDNN is best for half."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
-        names = ', '.join(sorted(map(str, dtypes)))
-        reason = f'the tensors must all be float32 or all float64, got {names}'
-        return _verdict('cpu', reason, raise_error)
-    if torch.is_autocast_enabled('cpu'):
-        return _verdict('cpu', 'autocast wants half precision', raise_error)
-    return can_run_cpu(*tensors, raise_error=raise_error)
-
-
-def can_run_torch(*tensors: Tensor, raise_error: bool = False) -> bool:
-    """A convolution runs wherever torch does."""
-    return True
-
-
-_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def can_run_triton(*tensors: Tensor, raise_error: bool = False) -> bool:
-    """The Triton kernels run on NVIDIA GPUs from Ampere on, or in Triton's interpreter."""
-    reason, tensor = triton_attention.MISSING, tensors[0]
-    if reason is None and tensor.dtype not in _TRITON_DTYPES:
-        names = ', '.join(map(str, _TRITON_DTYPES))
-        reason = f'the dtype must be one of {names}, got {tensor.dtype}'
-    if reason is None and triton_attention.INTERPRETED:
-        if tensor.dtype == torch.bfloat16:
-            reason = "Triton's interpreter multiplies bfloat16 wrongly"
-    elif reason is None:
-        if tensor.device.type != 'cuda' or torch.version.hip:
-            reason = f'the tensors must be on an NVIDIA GPU, got {tensor.device}'
-        elif (capability := torch.cuda.get_device_capability(tensor.device)) < (8, 0):
-            reason = f'the GPU must have compute capability 8.0 or higher, got {capability}'
-    return _verdict('triton', reason, raise_error)
-
-
-def _verdict(backend: str, reason: str | None, raise_error: bool) -> bool:
-    if reason is not None and raise_error:
-        raise RuntimeError(f'backend {backend!r} cannot run: {reason}')
-    return reason is None

@@ -9,7 +9,7 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from acmix_mm.backbones import ACmixSwin, loading
-from acmix_mm.backbones.loading import accept_checkpoints
+from acmix_mm.backbones.loading import register_checkpoint_conversion
 from acmix_mm.layers import PathMix
 
 SIZES = dict(embed_dims=24, depths=(2, 2, 2, 2))
@@ -106,7 +106,7 @@ def test_report_of_a_released_classifier(released, messages):
     assert message.splitlines() == [
         'ACmixSwin: loaded 159 of 165 entries from a checkpoint of released Swin-ACmix classifier',
         '  dropped, classifier head: 2 (head.bias, head.weight)',
-        '  not in the checkpoint, kept as they were: 6 '
+        '  not in the checkpoint, left unchanged: 6 '
         '(norm0.weight, norm0.bias, norm1.weight, norm1.bias, norm2.weight, norm2.bias)',
     ]
     assert len(incompatible.missing_keys) == 6
@@ -119,8 +119,10 @@ def test_warm_start_fills_in_what_a_plain_network_lacks(plain, messages):
     backbone.load_state_dict(plain)
     (message,) = messages
     assert 'loaded 119 of 159 entries from a checkpoint of plain Swin (Microsoft)' in message
-    assert 'started at alpha = 1, beta = 0, to compute what the plain ones did: 8 (' in message
-    assert 'kept as they were' not in message
+    assert (
+        'set to alpha = 1, beta = 0, so that they compute what the plain ones did: 8 (' in message
+    )
+    assert 'left unchanged' not in message
     for name, tensor in backbone.state_dict().items():
         if name.endswith('mix.alpha'):
             assert tensor == 1
@@ -135,12 +137,12 @@ def test_warm_start_can_be_declined(plain, messages):
     kinds = {name.split('attn.')[1] for name in incompatible.missing_keys}
     paths = {'shift_conv.fc_weight', 'shift_conv.fc_bias', 'shift_conv.kernel'}
     assert kinds == {'mix.alpha', 'mix.beta'} | paths
-    assert 'kept as they were: 40 (stages.*.blocks.*.attn.mix.alpha, ' in messages[0]
+    assert 'left unchanged: 40 (stages.*.blocks.*.attn.mix.alpha, ' in messages[0]
 
 
 @pytest.mark.parametrize('weights', ['complementary', (1, 0), (1, 1)])
 def test_warm_start_with_other_path_weights(plain, messages, weights):
-    backbone = swin(out_indices=(3,), path_weights=weights)
+    backbone = swin(out_indices=(3,), acmix_cfg=dict(path_weights=weights))
     mixes = [m for m in backbone.modules() if isinstance(m, PathMix)]
     incompatible = backbone.load_state_dict(plain, strict=False)
     if weights == 'complementary':
@@ -148,13 +150,13 @@ def test_warm_start_with_other_path_weights(plain, messages, weights):
     elif weights == (1, 0):  # nothing is lacking
         assert '159' not in messages[0]
     else:  # fixed weights are not changed, so the convolution path is reported
-        assert 'kept as they were: 24' in messages[0]
+        assert 'left unchanged: 24' in messages[0]
     assert len(incompatible.missing_keys) == (24 if weights == (1, 1) else 0)
 
 
 def test_attention_alone_is_a_warm_start_and_convolution_alone_is_not(messages):
     for weights, starts in [((1, 0), True), ((0, 1), False)]:
-        source, target = swin(path_weights=weights), swin()
+        source, target = swin(acmix_cfg=dict(path_weights=weights)), swin()
         incompatible = target.load_state_dict(source.state_dict(), strict=False)
         beta = target.stages[0].blocks[0].attn.mix.beta
         assert beta == (0 if starts else 0.5)
@@ -181,7 +183,7 @@ def test_unknown_entries_reach_strict_loading(released, messages):
     extra = released | {'layers.0.blocks.0.attn.temperature': torch.ones(1)}
     with pytest.raises(RuntimeError, match=r'Unexpected key.*blocks.0.attn.temperature'):
         swin(out_indices=(3,)).load_state_dict(extra)
-    assert 'without a place here: 1 (layers.0.blocks.0.attn.temperature)' in messages[0]
+    assert 'but not in the model: 1 (layers.0.blocks.0.attn.temperature)' in messages[0]
 
 
 def test_other_windows_interpolate_the_bias_tables(released, messages):
@@ -233,4 +235,4 @@ def test_copies_load_as_well(released):
 
 def test_unknown_family():
     with pytest.raises(KeyError, match=r"no family of checkpoints 'Swin', choose one of \['ACmix"):
-        accept_checkpoints(nn.Identity(), 'Swin')
+        register_checkpoint_conversion(nn.Identity(), 'Swin')

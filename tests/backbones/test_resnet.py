@@ -35,18 +35,18 @@ def test_equals_released_resnet():
 
 
 @pytest.mark.parametrize(
-    ('depth', 'num_conv_groups', 'millions'),
+    ('depth', 'num_conv_pairs', 'millions'),
     # Released code, and the published counts, both with the 1000-class head.
     [
         *[(26, 1, 10.488), (38, 1, 14.411), (50, 1, 18.334)],
         *[(26, 2, 10.64), (38, 2, 14.64), (50, 2, 18.64)],
     ],
 )
-def test_parameter_counts(depth, num_conv_groups, millions):
-    backbone = ACmixResNet(depth, acmix_cfg=dict(num_conv_groups=num_conv_groups))
+def test_parameter_counts(depth, num_conv_pairs, millions):
+    backbone = ACmixResNet(depth, acmix_cfg=dict(num_conv_pairs=num_conv_pairs))
     head = nn.Linear(2048, 1000)
     count = sum(p.numel() for module in (backbone, head) for p in module.parameters())
-    assert count / 1e6 == pytest.approx(millions, abs=5e-3 if num_conv_groups == 2 else 5e-4)
+    assert count / 1e6 == pytest.approx(millions, abs=5e-3 if num_conv_pairs == 2 else 5e-4)
 
 
 @pytest.mark.parametrize('size', [(64, 64), (237, 301), (33, 47)])
@@ -172,7 +172,7 @@ def test_other_norms():
         (dict(out_indices=(0, 4)), r'out_indices must be stages from 0 to 3, got \(0, 4\)'),
         (dict(style='torch'), "style must be .* got 'torch'"),
         (dict(frozen_stages=5), 'frozen_stages must be .* got 5'),
-        (dict(strides=(1, 2)), r'strides must have 4 values, one a stage, got \(1, 2\)'),
+        (dict(strides=(1, 2)), r'strides must have 4 values, one for each stage, got \(1, 2\)'),
         (dict(stage_with_acmix=(True,)), 'stage_with_acmix must have 4 values'),
         (dict(pretrained='a.pth', init_cfg=dict(type='Normal')), "pretrained='a.pth' and init_cfg"),
         (dict(base_channels=6), 'multiple of num_heads=4, got 6'),
@@ -207,7 +207,7 @@ class TestCheckpoints:
         )
         assert 'from a checkpoint of released ResNet-ACmix classifier' in message
         assert 'classifier head: 2 (fc.bias, fc.weight)' in message
-        assert 'kept as they were' not in message
+        assert 'left unchanged' not in message
 
     def test_plain_resnet_loads_all_but_its_3x3_convolutions(self, tmp_path, monkeypatch):
         plain = ACmixResNet(50, stage_with_acmix=(False,) * 4, base_channels=8).state_dict()
@@ -224,8 +224,8 @@ class TestCheckpoints:
             backbone.layer1[0].conv2.shift_conv.kernel[0], torch.eye(9).view(9, 3, 3)
         )
         convs = ', '.join(f'layer{i}.0.conv2.weight' for i in range(1, 5))
-        assert f'without a place here: 4 ({convs})' in message
-        assert 'kept as they were: 32 (layer*.*.conv2.' in message
+        assert f'but not in the model: 4 ({convs})' in message
+        assert 'left unchanged: 32 (layer*.*.conv2.' in message
 
     def test_ours_pass_untouched(self, tmp_path):
         source, target = randomized(), randomized()

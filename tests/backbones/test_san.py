@@ -81,7 +81,8 @@ def test_norm_eval_keeps_running_statistics():
 
 def test_options_reach_every_layer():
     backbone = randomized(
-        num_conv_groups=2, path_weights='complementary', kernels_att=(3, 5, 5, 5, 7)
+        acmix_cfg=dict(num_conv_pairs=2, path_weights='complementary'),
+        kernels_att=(3, 5, 5, 5, 7),
     )
     layers = [m for m in backbone.modules() if isinstance(m, PatchwiseACmix)]
     assert [layer.kernel_att for layer in layers] == [3, 5, 5, 5, 5, 7]
@@ -111,7 +112,10 @@ def test_shifts_survive_an_initialiser():
     [
         (dict(depth=50), r'depth must be in \[10, 15, 19\], got 50'),
         (dict(base_channels=48), 'base_channels must be a multiple of 32, got 48'),
-        (dict(kernels_att=(3, 7)), r'kernels_att must have 5 values, one a stage, got \(3, 7\)'),
+        (
+            dict(kernels_att=(3, 7)),
+            r'kernels_att must have 5 values, .* got \(3, 7\)',
+        ),
         (dict(out_indices=(5,)), r'out_indices must be stages from 0 to 4, got \(5,\)'),
         (dict(frozen_stages=6), r'frozen_stages must be -1 \(none\) or 0 to 5, got 6'),
     ],

@@ -125,8 +125,10 @@ def test_out_indices_have_a_norm_each():
 
 
 def test_options_reach_every_layer():
-    options = dict(num_conv_groups=2, path_weights='complementary', qkv_bias=False, window_size=5)
-    backbone = randomized(**options, roll_conv=False, mask_padding=True)
+    acmix_cfg = dict(
+        num_conv_pairs=2, path_weights='complementary', roll_conv=False, mask_padding=True
+    )
+    backbone = randomized(acmix_cfg=acmix_cfg, qkv_bias=False, window_size=5)
     layers = [m for m in backbone.modules() if isinstance(m, WindowACmix)]
     assert [layer.shift_size for layer in layers] == [0, 2, 0, 0, 2, 0, 0, 2]
     assert [layer.num_heads for layer in layers] == [3, 3, 6, 12, 12, 12, 24, 24]
@@ -169,8 +171,8 @@ def test_shifts_survive_the_default_initialiser():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(num_heads=(3, 6)), r'num_heads must have 4 values, one a stage, got \(3, 6\)'),
-        (dict(strides=(4, 2)), r'strides must have 4 values, one a stage, got \(4, 2\)'),
+        (dict(num_heads=(3, 6)), r'num_heads must have 4 values, one for each stage, got \(3, 6\)'),
+        (dict(strides=(4, 2)), r'strides must have 4 values, one for each stage, got \(4, 2\)'),
         (dict(out_indices=(1, 4)), r'out_indices must be stages from 0 to 3, got \(1, 4\)'),
         (dict(frozen_stages=5), r'frozen_stages must be -1 \(none\) or 0 to 4, got 5'),
         (dict(patch_size=8), r'strides\[0\] must be patch_size=8, .* got 4'),

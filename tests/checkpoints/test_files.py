@@ -99,7 +99,8 @@ def test_writes_and_reads_again(tmp_path, suffix):
     checkpoint = read_checkpoint(path)
     assert equal(checkpoint['state_dict'], shared)
     assert checkpoint['meta'] == meta
-    assert equal(CheckpointLoader.load_checkpoint(str(path), 'cpu')['state_dict'], shared)
+    if suffix == '.pth':  # for mmengine and safetensors see tests/runtime/test_mmengine_patches.py
+        assert equal(CheckpointLoader.load_checkpoint(str(path), 'cpu')['state_dict'], shared)
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])

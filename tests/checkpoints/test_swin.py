@@ -48,7 +48,7 @@ def test_plain_forms_are_told_apart(released):
     conversion = fmt.convert(mm)
     assert conversion.unknown == []
     assert all(name.endswith('relative_position_index') for name in conversion.dropped)
-    ours = set(ACmixSwin(embed_dims=12, path_weights=(1, 0)).state_dict())
+    ours = set(ACmixSwin(embed_dims=12, acmix_cfg=dict(path_weights=(1, 0))).state_dict())
     assert set(conversion.state_dict) == ours
 
 

@@ -1,20 +1,19 @@
-import copy
 import io
 
 import pytest
 import torch
 from golden import Golden, noise, relative_error
-from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import BaseModule
 from torch import nn
 
 from acmix_mm.layers import ACmix
 from acmix_mm.layers.acmix import coordinates
-from acmix_mm.ops import available_backends, cpu
+from acmix_mm.ops import available_backends, use_backend
+from acmix_mm.ops.backends import cpu
 from acmix_mm.registry import MODELS
 
 GOLDEN = ['acmix_k5_h3', 'acmix_k7_s1', 'acmix_k7_s2']
-# Without a GPU, Triton is too slow here: see ops/test_triton_attention.py.
+# Without a GPU, Triton is too slow here: see ops/backends/test_triton.py.
 BACKENDS = [b for b in available_backends('neighborhood_attention') if b != 'triton']
 needs_kernels = pytest.mark.skipif(cpu.MISSING is not None, reason='built without the kernels')
 
@@ -37,12 +36,13 @@ def test_equals_released_layer(name, dtype, tolerance, backend):
     args = golden.args
     layer = ACmix(
         args['in_planes'], args['out_planes'], args['kernel_att'], args['head'],
-        args['kernel_conv'], args['stride'], backend=backend,
+        args['kernel_conv'], args['stride'],
     )  # fmt: skip
     layer.load_state_dict(golden.state_dict)
     layer.to(dtype)
     x = golden.input.to(dtype).requires_grad_()
-    out = layer(x)
+    with use_backend(backend):
+        out = layer(x)
     (out * torch.from_numpy(noise(out.numel(), 777)).view_as(out).to(dtype)).sum().backward()
 
     gradients = {
@@ -77,9 +77,9 @@ def test_any_size_stride_and_dilation(size, stride, dilation):
     x = torch.randn(2, 8, *size, dtype=torch.float64)
     out = layer(x)
     assert out.shape == (2, 12, *(-(-s // stride) for s in size))
-    definition = copy.deepcopy(layer)
-    definition.backend = definition.shift_conv.backend = 'reference'
-    torch.testing.assert_close(out, definition(x))
+    with use_backend('reference'):
+        expected = layer(x)
+    torch.testing.assert_close(out, expected)
 
 
 def test_dilated_layer_is_a_plain_layer_on_each_phase():
@@ -98,7 +98,7 @@ def test_dilated_layer_is_a_plain_layer_on_each_phase():
 
 def test_every_parameter_gets_a_gradient():
     for weights in ('learned', 'complementary', (1, 1), (1, 0), (0, 1)):
-        layer = randomized(8, 8, path_weights=weights, num_conv_groups=2)
+        layer = randomized(8, 8, path_weights=weights, num_conv_pairs=2)
         layer(torch.randn(1, 8, 9, 9)).square().sum().backward()
         for name, parameter in layer.named_parameters():
             # The bias of the position map cancels in the softmax, as in the released layer.
@@ -263,6 +263,7 @@ def test_released_names_load_inside_a_network():
         (dict(kernel_att=6), 'kernel_att must be a positive odd integer, got 6'),
         (dict(kernel_conv=2), 'kernel_conv must be a positive odd integer, got 2'),
         (dict(stride=0), 'stride must be a positive integer, got 0'),
+        (dict(stride=True), 'stride must be a positive integer, got True'),
         (dict(path_weights='none'), "got 'none'"),
     ],
 )
@@ -271,44 +272,7 @@ def test_refuses(change, says):
         ACmix(**(dict(in_channels=8, out_channels=8) | change))
 
 
-class TestAsConvolution:
-    cfg = dict(type='ACmix', num_heads=2, kernel_att=5)
-
-    def test_usual_signature(self):
-        layer = build_conv_layer(self.cfg, 8, 12, 3, stride=2, padding=2, dilation=2, bias=False)
-        assert isinstance(layer, ACmix)
-        assert (layer.stride, layer.dilation, layer.kernel_att) == ((2, 2), (2, 2), 5)
-        assert layer(torch.randn(1, 8, 9, 10)).shape == (1, 12, 5, 5)
-
-    def test_same_size_as_the_convolution_asked_for(self):
-        x = torch.randn(1, 8, 9, 10)
-        for stride, dilation, size in [(1, 1, 3), (2, 1, 3), (2, 2, 3), (1, 1, 5), (3, 1, 7)]:
-            geometry = dict(stride=stride, padding=dilation * (size // 2), dilation=dilation)
-            expected = nn.Conv2d(8, 8, size, **geometry)(x).shape
-            assert build_conv_layer(self.cfg, 8, 8, size, **geometry)(x).shape == expected
-
-    def test_pointwise_is_a_plain_convolution(self):
-        layer = build_conv_layer(self.cfg, 8, 12, 1, stride=2, bias=False)
-        assert type(layer) is nn.Conv2d
-        assert layer.bias is None
-        assert layer.stride == (2, 2)
-
-    def test_conv_module(self):
-        block = ConvModule(
-            8, 8, 3, padding=1, conv_cfg=self.cfg, norm_cfg=dict(type='BN'), act_cfg=None
-        )
-        assert block(torch.randn(2, 8, 9, 9)).shape == (2, 8, 9, 9)
-
-    @pytest.mark.parametrize(
-        ('change', 'says'),
-        [
-            (dict(groups=2), '2 groups'),
-            (dict(padding=0), r'padding must be 1, got 0'),
-            (dict(kernel_size=4, padding=2), 'kernel_size of ACmix must be .* odd .* got 4'),
-            (dict(kernel_size=(3, 5)), r'kernel_size of ACmix must be the same both ways'),
-        ],
-    )
-    def test_refuses(self, change, says):
-        good = dict(in_channels=8, out_channels=8, kernel_size=3, padding=1)
-        with pytest.raises(ValueError, match=says):
-            build_conv_layer(self.cfg, **(good | change))
+def test_old_name_of_an_argument_is_refused_with_the_new_one():
+    says = 'ACmix: the argument num_conv_groups=2 is now written num_conv_pairs'
+    with pytest.raises(TypeError, match=says):
+        ACmix(8, 8, num_conv_groups=2)

@@ -46,12 +46,12 @@ def convolution(layer: PatchwiseACmix, x: Tensor) -> Tensor:
 SIZES = dict(in_channels=6, rel_channels=2, out_channels=8, share_channels=4)
 
 
-@pytest.mark.parametrize('num_conv_groups', [1, 2])
+@pytest.mark.parametrize('num_conv_pairs', [1, 2])
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('kernel_att', [3, 7])
 @pytest.mark.parametrize('size', [(8, 9), (5, 2)])
-def test_equals_formula(size, kernel_att, training, num_conv_groups):
-    layer = randomized(**SIZES, kernel_att=kernel_att, num_conv_groups=num_conv_groups)
+def test_equals_formula(size, kernel_att, training, num_conv_pairs):
+    layer = randomized(**SIZES, kernel_att=kernel_att, num_conv_pairs=num_conv_pairs)
     layer.train(training)
     x = torch.randn(2, 6, *size, dtype=torch.float64)
     expected = layer.mix.alpha * attention(layer, x) + layer.mix.beta * convolution(layer, x)

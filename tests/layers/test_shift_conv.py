@@ -6,7 +6,7 @@ from acmix_mm.layers import ShiftConv
 
 
 def test_starts_as_shifts():
-    conv = ShiftConv(num_maps=3, map_channels=4, out_channels=8, num_groups=2)
+    conv = ShiftConv(num_maps=3, map_channels=4, out_channels=8, num_conv_pairs=2)
     for filter_ in conv.kernel:
         for position in range(9):
             one_hot = torch.zeros(9)
@@ -16,7 +16,7 @@ def test_starts_as_shifts():
 
 def test_pairs_are_summed():
     torch.manual_seed(0)
-    both = ShiftConv(3, 4, 8, num_groups=2, bias=True)
+    both = ShiftConv(3, 4, 8, num_conv_pairs=2, bias=True)
     nn.init.normal_(both.kernel)
     x = torch.randn(2, 3, 4, 5, 6)
     total = 0
@@ -43,9 +43,9 @@ def test_repr_shows_sizes():
 @pytest.mark.parametrize(
     ('change', 'says'),
     [
-        (dict(out_channels=6), 'multiple of the 4 channels of a map, got 6'),
-        (dict(kernel_size=2), 'kernel_size of the convolution path must be .* odd .* got 2'),
-        (dict(num_groups=0), 'num_groups of the convolution path .* got 0'),
+        (dict(out_channels=6), 'out_channels must be a multiple of map_channels=4, got 6'),
+        (dict(kernel_size=2), 'kernel_size must be .* odd .* got 2'),
+        (dict(num_conv_pairs=0), 'num_conv_pairs must .* got 0'),
     ],
 )
 def test_refuses(change, says):

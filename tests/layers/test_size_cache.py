@@ -1,5 +1,8 @@
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from acmix_mm.layers import ACmix
 from acmix_mm.layers.size_cache import cached_per_size
 
 
@@ -35,3 +38,18 @@ def test_compiled_code_keeps_nothing():
     assert torch.equal(compiled(torch.zeros(3)), torch.arange(3.0))
     assert torch.equal(make(3), torch.arange(3))
     assert calls == [3, 3], 'what was traced is not what the cache holds'
+
+
+def test_fake_tensors_are_not_kept():
+    layer, x = ACmix(8, 8), torch.randn(1, 8, 11, 13)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        layer(torch.randn(1, 8, 11, 13))
+    assert type(layer(x)) is torch.Tensor
+    make_fx(layer, tracing_mode='fake', _allow_non_fake_inputs=True)(x)
+    assert type(layer(x)) is torch.Tensor
+
+
+def test_real_tensors_do_not_meet_fake_ones():
+    ACmix(8, 8)(torch.randn(1, 8, 12, 13))
+    with FakeTensorMode():
+        assert ACmix(8, 8)(torch.randn(1, 8, 12, 13)).shape == (1, 8, 12, 13)

@@ -44,11 +44,11 @@ def convolution(layer: SpatialReductionACmix, x: Tensor) -> Tensor:
     return out.movedim(1, -1)
 
 
-@pytest.mark.parametrize('num_conv_groups', [1, 2])
+@pytest.mark.parametrize('num_conv_pairs', [1, 2])
 @pytest.mark.parametrize('sr_ratio', [1, 2, 4])
 @pytest.mark.parametrize('size', [(4, 8), (7, 9)])
-def test_equals_formula(size, sr_ratio, num_conv_groups):
-    layer = randomized(12, 3, sr_ratio, num_conv_groups=num_conv_groups)
+def test_equals_formula(size, sr_ratio, num_conv_pairs):
+    layer = randomized(12, 3, sr_ratio, num_conv_pairs=num_conv_pairs)
     x = torch.randn(2, *size, 12, dtype=torch.float64)
     expected = layer.mix.alpha * attention(layer, x)
     expected = expected + layer.mix.beta * convolution(layer, x)

@@ -107,7 +107,7 @@ def test_padding_is_masked_on_request():
 
 def test_every_parameter_gets_a_gradient():
     for weights in ('learned', 'complementary', (1, 1), (1, 0), (0, 1)):
-        layer = randomized(12, 3, shift_size=3, path_weights=weights, num_conv_groups=2)
+        layer = randomized(12, 3, shift_size=3, path_weights=weights, num_conv_pairs=2)
         layer(torch.randn(1, 9, 15, 12)).square().sum().backward()
         for name, parameter in layer.named_parameters():
             assert parameter.grad is not None, f'{name} with {weights}'

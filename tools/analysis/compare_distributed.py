@@ -28,7 +28,7 @@ from mmengine.hooks import Hook
 from mmengine.hub import get_config
 
 import acmix_mm  # noqa: F401  registers the backbones
-from acmix_mm.engine import argument_parser, build_runner, load_config
+from acmix_mm.runtime import argument_parser, build_runner, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'

@@ -22,8 +22,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import acmix_mm  # noqa: F401  registers the backbones before the config is read
-from acmix_mm.analysis import Complexity, measure_parts
-from acmix_mm.engine import config_parser, read_config
+from acmix_mm.complexity import Complexity, measure_parts
+from acmix_mm.runtime import config_parser, read_config
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

@@ -16,7 +16,7 @@ import torch
 from mmengine.fileio import load
 from torch import Tensor, nn
 
-from acmix_mm.analysis import measure_complexity
+from acmix_mm.complexity import measure_complexity
 from acmix_mm.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,14 +89,12 @@ class Classifier(nn.Module):
         return self.head(self.backbone(image)[-1].mean((2, 3)))
 
 
-def measure(backbone: dict, num_conv_groups: int) -> Counts:
-    """Count a classifier whose ACmix layers have so many pairs in their convolution path."""
-    option = dict(num_conv_groups=num_conv_groups)
-    if backbone['type'] == 'ACmixResNet':
-        option = dict(acmix_cfg=option)
+def measure(backbone: dict, num_conv_pairs: int) -> Counts:
+    """Count parameters and FLOPs of a classifier with a backbone."""
+    cfg = dict(backbone, acmix_cfg=dict(num_conv_pairs=num_conv_pairs))
     with torch.device('meta'):
         image = torch.empty(1, 3, 224, 224)
-        classifier = Classifier(MODELS.build(backbone | option), image)
+        classifier = Classifier(MODELS.build(cfg), image)
     complexity = measure_complexity(classifier, image)
     return Counts(complexity.params / 1e6, complexity.macs / 1e9)
 

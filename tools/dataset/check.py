@@ -15,9 +15,8 @@ from functools import partial
 from mmengine.registry import init_default_scope
 from mmengine.utils import track_iter_progress
 
-import acmix_mm  # noqa: F401  registers the backbones before the config is read
-from acmix_mm.datasets import distinct_datasets, inspect_dataset
-from acmix_mm.engine import config_parser, read_config, require_inputs
+from acmix_mm.preflight.data_content import distinct_datasets, inspect_dataset
+from acmix_mm.runtime import config_parser, read_config, require_inputs
 
 SPLITS = ('train', 'val', 'test')
 

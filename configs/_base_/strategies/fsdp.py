@@ -9,6 +9,6 @@ strategy = dict(
     type='FSDPStrategy',
     state_dict_cfg='full',
     model_wrapper=dict(
-        type='MMFullyShardedDataParallel', auto_wrap_policy='acmix_mm.engine.wrap_blocks'
+        type='MMFullyShardedDataParallel', auto_wrap_policy='acmix_mm.runtime.wrap_blocks'
     ),
 )

@@ -1,0 +1,201 @@
+"""The compiled kernels for CPUs, as operators of :mod:`torch.library` with autograd.
+
+The package works without them, only slower; :data:`MISSING` then holds the reason.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .composed import compose
+
+MISSING: str | None = None
+try:
+    import_module('acmix_mm.ops._C')  # registers the operators
+except ImportError as error:
+    MISSING = (
+        f'the C++ kernels are not built, or not for this torch ({error}); '
+        'install acmix-mm from source with `pip install --no-build-isolation .`'
+    )
+
+
+def cannot_run(*tensors: Tensor) -> str | None:
+    """Return why the kernels cannot take these tensors, or None if they can."""
+    if MISSING is None and any(tensor.device.type != 'cpu' for tensor in tensors):
+        return f'the tensors must be on the CPU, got {tensors[0].device}'
+    return MISSING
+
+
+def cannot_run_pointwise_conv(*tensors: Tensor) -> str | None:
+    """Return why the matrix product cannot take these tensors, or None if it can.
+
+    It is compiled for single and double precision; in half precision oneDNN is faster.
+    """
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        names = ', '.join(sorted(map(str, dtypes)))
+        return f'the tensors must all be float32 or all float64, got {names}'
+    if torch.is_autocast_enabled('cpu'):
+        return 'autocast asks for half precision'
+    return cannot_run(*tensors)
+
+
+def neighborhood_attention(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int, scale: float
+) -> Tensor:
+    """See :func:`acmix_mm.ops.neighborhood_attention`."""
+    out, _ = torch.ops.acmix_mm.neighborhood_attention_forward(
+        q, k, v, kernel_size, stride, dilation, scale
+    )
+    return out
+
+
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor, chunks: int) -> tuple[Tensor, ...]:
+    """See :func:`acmix_mm.ops.pointwise_conv`."""
+    return tuple(torch.ops.acmix_mm.pointwise_conv_forward(x, weight, bias, chunks))
+
+
+def shift_conv(
+    maps: Sequence[Tensor],
+    fc_weight: Tensor,
+    fc_bias: Tensor | None,
+    kernel: Tensor,
+    stride: int,
+    dilation: int,
+) -> Tensor:
+    """See :func:`acmix_mm.ops.shift_conv`."""
+    weight = compose(fc_weight, kernel)
+    if fc_bias is not None:
+        # One more map, of ones inside the image and zeros in the padding, carries the bias.
+        weight = torch.cat([weight, compose(fc_bias.unsqueeze(-1), kernel)], 1)
+    if weight.dtype != maps[0].dtype:
+        raise TypeError(
+            f'shift_conv: maps and weights must have the same dtype, got {maps[0].dtype} and '
+            f'{weight.dtype}'
+        )
+    # Copy once: the kernels need unit stride along rows.
+    near = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in maps]
+    return torch.ops.acmix_mm.shift_conv_forward(near, weight, stride, dilation)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """Half precision is computed in single precision."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _attention_fake(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    batch_size, heads, _, height, width = q.shape
+    lse = q.new_empty(batch_size, heads, height, width, dtype=_compute_dtype(q))
+    return q.new_empty(q.shape), lse
+
+
+def _attention_backward_fake(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save_attention(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, *ctx.window = inputs
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _attention_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    backward = torch.ops.acmix_mm.neighborhood_attention_backward
+    return *backward(grad, *ctx.saved_tensors, *ctx.window), None, None, None, None
+
+
+def _conv_fake(maps: Sequence[Tensor], weight: Tensor, stride: int, dilation: int) -> Tensor:
+    batch_size, _, _, *sides = maps[0].shape
+    size = ((side + stride - 1) // stride for side in sides)
+    return weight.new_empty(batch_size, len(weight), *size)
+
+
+def _conv_backward_fake(
+    grad: Tensor, maps: Sequence[Tensor], weight: Tensor, stride: int, dilation: int
+) -> tuple[list[Tensor], Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in maps], weight.new_empty(weight.shape)
+
+
+def _save_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    maps, weight, *ctx.geometry = inputs
+    ctx.save_for_backward(weight, *maps)
+
+
+def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    weight, *maps = ctx.saved_tensors
+    backward = torch.ops.acmix_mm.shift_conv_backward
+    return *backward(grad, maps, weight, *ctx.geometry), None, None
+
+
+def _pointwise_fake(x: Tensor, weight: Tensor, bias: Tensor, chunks: int) -> list[Tensor]:
+    batch_size, _, height, width = x.shape
+    return [x.new_empty(batch_size, len(weight) // chunks, height, width) for _ in range(chunks)]
+
+
+def _pointwise_backward_fake(
+    grads: Sequence[Tensor], x: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(len(weight))
+
+
+def _save_pointwise(ctx: Any, inputs: tuple, output: Sequence[Tensor]) -> None:
+    x, weight, _, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _pointwise_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    backward = torch.ops.acmix_mm.pointwise_conv_backward
+    return *backward(grads, *ctx.saved_tensors), None
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "backend 'cpu' has no second derivatives; use acmix_mm.ops.use_backend('reference')"
+    )
+
+
+def _register(name: str, *, fake: Any, backward_fake: Any, save: Any, backward: Any) -> None:
+    forward_op, backward_op = f'acmix_mm::{name}_forward', f'acmix_mm::{name}_backward'
+    torch.library.register_fake(forward_op, fake)
+    torch.library.register_fake(backward_op, backward_fake)
+    torch.library.register_autograd(forward_op, backward, setup_context=save)
+    torch.library.register_autograd(backward_op, _no_second_derivative)
+
+
+if MISSING is None:
+    _register(
+        'neighborhood_attention',
+        fake=_attention_fake,
+        backward_fake=_attention_backward_fake,
+        save=_save_attention,
+        backward=_attention_backward,
+    )
+    _register(
+        'shift_conv',
+        fake=_conv_fake,
+        backward_fake=_conv_backward_fake,
+        save=_save_conv,
+        backward=_conv_backward,
+    )
+    _register(
+        'pointwise_conv',
+        fake=_pointwise_fake,
+        backward_fake=_pointwise_backward_fake,
+        save=_save_pointwise,
+        backward=_pointwise_backward,
+    )

@@ -1,0 +1,349 @@
+"""Look into the data of a config: what is in it, and whether it can be used as the config means to.
+
+Data sets are read by their own classes, with two exceptions for the sake of time: COCO's annotation
+file is not indexed, and of the images a sample is decoded.
+"""
+
+import gc
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DATASETS, TRANSFORMS
+from PIL import Image, ImageOps
+
+from .data_paths import dataset_paths, is_remote, leaf_datasets
+from .known_datasets import KNOWN
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Report:
+    """What was found in a data set.
+
+    Args:
+        summary: How much there is of what.
+        errors: What keeps the data from being used as the config means to, each with its mend.
+        notes: What may well be meant, such as a subset.
+    """
+
+    summary: str = ''
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def distinct_datasets(cfg: Config, *splits: str) -> dict[str, Mapping]:
+    """The data sets that a config reads, each once, by where they stand and lie.
+
+    Args:
+        cfg: A config in the form of mmdet, mmseg or mmpretrain.
+        *splits: Of ``'train'``, ``'val'``, ``'test'``. One that the config lacks is passed over.
+
+    Examples:
+        >>> loader = dict(dataset=dict(type='CocoDataset', data_root='coco', ann_file='val.json'))
+        >>> cfg = Config(dict(val_dataloader=loader, test_dataloader=loader))
+        >>> list(distinct_datasets(cfg, 'train', 'val', 'test'))
+        ['val_dataloader, CocoDataset: coco/val.json']
+    """
+    found: dict[tuple, tuple[str, Mapping]] = {}
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in leaf_datasets(loader['dataset']) if loader else ():
+            paths = tuple(dataset_paths(dataset).values())
+            name = f'{split}_dataloader, {dataset["type"]}: {", ".join(paths)}'
+            found.setdefault((dataset['type'], paths), (name, dataset))
+    return dict(found.values())
+
+
+def inspect_dataset(
+    cfg: Mapping, samples: int = 32, track: Callable[[Sequence], Iterable] = iter
+) -> Report:
+    """Look into a data set whose paths are there (see :func:`.data_paths.check_data`).
+
+    Args:
+        cfg: Config of a data set, not of a wrapper. The current default scope is its library's.
+        samples: Number of images to decode, with their annotations, spread over the data set.
+        track: Goes over the sample; may show how far it has come.
+
+    Examples:
+        >>> inspect_dataset(dict(type='NoDataset')).errors
+        ["NoDataset cannot be read (KeyError: 'NoDataset is not in the ..."]
+    """
+    if is_remote(cfg):
+        return Report(notes=['In remote storage: not looked into.'])
+    with _garbage_uncollected():
+        return _inspect(cfg, samples, track)
+
+
+@contextmanager
+def _garbage_uncollected() -> Iterator[None]:
+    """Keeps Python from looking for garbage among the millions of small lists of a large file.
+
+    There is none, and looking for it, over and over, takes longer than reading the file.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _inspect(cfg: Mapping, samples: int, track: Callable[[Sequence], Iterable]) -> Report:
+    report = Report()
+    try:
+        dataset: Any = DATASETS.build({**cfg, 'pipeline': [], 'lazy_init': True})
+        records = _read_coco(dataset, report) if _is_coco(dataset) else dataset.load_data_list()
+    except Exception as error:  # whatever the class of the data set has against its files
+        report.errors.append(f'{cfg["type"]} cannot be read ({_reason(error)}).')
+        return report
+    chosen = [records[i] for i in _spread(len(records), samples)]
+    report.errors += _missing_files(records, dataset)
+    report.errors += _wrong_labels(records, dataset)
+    for record in track(chosen):
+        report.errors += _unusable(record, dataset, _map_step(cfg))
+    counts = _count(records)
+    report.notes += _other_than_known(counts, dataset)
+    classes = dataset.metainfo.get('classes') or ()
+    numbers = counts | dict(classes=len(classes), decoded=len(chosen))
+    report.summary = ', '.join(f'{number} {what}' for what, number in numbers.items())
+    return report
+
+
+def _is_coco(dataset: Any) -> bool:
+    """Whether a data set reads its annotation file as mmdet's CocoDataset does."""
+    reader = type(dataset).load_data_list.__qualname__
+    return reader == 'CocoDataset.load_data_list' and dataset.COCOAPI.__name__ == 'COCO'
+
+
+def _read_coco(dataset: Any, report: Report) -> list[Record]:
+    """The images of a COCO annotation file, each with its annotations."""
+    file = dataset.ann_file
+    content = _read_json(file)
+    names = {category['id']: category['name'] for category in content['categories']}
+    classes = dataset.metainfo['classes']
+    lacking = [name for name in classes if name not in names.values()]
+    if lacking:
+        report.errors.append(
+            f'{file} has no category {_some(lacking)}: it has {_some(list(names.values()), 5)}. '
+            "Set metainfo=dict(classes=(...)) of the data set to the file's names."
+        )
+    unused = [name for name in names.values() if name not in classes]
+    if unused:
+        report.notes.append(f'{file} has categories that the config leaves out: {_some(unused)}.')
+
+    # Images without annotations, such as those of COCO's test-dev, can be predicted on.
+    annotations = content.get('annotations', ()) if dataset.test_mode else content['annotations']
+    by_image: dict[Any, list[Record]] = {image['id']: [] for image in content['images']}
+    strangers: dict[str, list] = defaultdict(list)
+    for annotation in annotations:
+        if annotation['category_id'] not in names:
+            strangers['category_id'].append(annotation['id'])
+        if annotation['image_id'] in by_image:
+            by_image[annotation['image_id']].append(annotation)
+        else:
+            strangers['image_id'].append(annotation['id'])
+    for key, ids in strangers.items():
+        report.errors.append(
+            f'{file}: the {key} of {len(ids)} annotations is not in the file (annotation '
+            f'{_some(ids)}). Correct or remove them.'
+        )
+    folder = dataset.data_prefix['img']
+    return [
+        dict(
+            img_path=os.path.join(folder, image['file_name']),
+            size=(image['height'], image['width']),
+            annotations=by_image[image['id']],
+        )
+        for image in content['images']
+    ]
+
+
+def _read_json(file: str) -> Any:
+    try:
+        return json.loads(Path(file).read_bytes())
+    except ValueError as error:
+        raise ValueError(f'{file} is no JSON: {error}; download or unpack it again') from error
+
+
+def _spread(length: int, samples: int) -> Iterable[int]:
+    """So many indices, as evenly as can be, with the first and the last."""
+    return np.unique(np.linspace(0, length - 1, min(length, samples)).round().astype(int)).tolist()
+
+
+def _missing_files(records: Sequence[Record], dataset: Any) -> Iterator[str]:
+    """An error for images and one for maps, if any are not there."""
+    if not records:
+        yield 'There are no images: see data_prefix, ann_file and img_suffix of the data set.'
+    known = KNOWN.get(type(dataset).__name__)
+    source = f' ({known.source})' if known else ''
+    listings: dict[str, set[str]] = {}
+    for key in ('img_path', 'seg_map_path'):
+        paths = [record[key] for record in records if record.get(key)]
+        missing = []
+        for path in paths:
+            folder, name = os.path.split(path)
+            if folder not in listings:
+                listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            if name not in listings[folder]:
+                missing.append(path)
+        if missing:
+            yield (
+                f'{len(missing)} of {len(paths)} files are not there: {_some(missing)}. Get them '
+                f'again{source}, or take them out of what names them.'
+            )
+
+
+def _wrong_labels(records: Sequence[Record], dataset: Any) -> Iterator[str]:
+    """An error if images, as a whole, are labelled with classes that are not there."""
+    classes = dataset.metainfo.get('classes')
+    labels = {record['gt_label'] for record in records if 'gt_label' in record}
+    wrong = sorted(labels - set(range(len(classes)))) if classes else []
+    if wrong:
+        yield (
+            f'Labels {_some(wrong)} are not among the {len(classes)} classes, 0 to '
+            f"{len(classes) - 1}. Correct {dataset.ann_file or 'the folders'}, or the data set's "
+            'metainfo.'
+        )
+
+
+def _map_step(cfg: Mapping) -> Mapping:
+    """The step of a data set's pipeline that reads semantic maps, else mmseg's own.
+
+    It applies `reduce_zero_label` and the like: what it gives is what the loss sees.
+    """
+    steps = (step for step in cfg.get('pipeline', ()) if step['type'] == 'LoadAnnotations')
+    return next(steps, dict(type='LoadAnnotations'))
+
+
+def _unusable(record: Record, dataset: Any, map_step: Mapping) -> Iterator[str]:
+    """What is wrong with an image and what belongs to it. Missing files are told elsewhere."""
+    path = record['img_path']
+    if not os.path.exists(path):
+        return
+    try:
+        size = _decode(path)
+    except (OSError, SyntaxError, ValueError) as error:
+        yield f'{path} cannot be decoded ({_reason(error)}). Download or unpack it again.'
+        return
+    if record.get('size', size) != size:
+        yield (
+            f'{path} has {_by(size)} pixels, and its annotation says {_by(record["size"])}. Use '
+            'the images that the annotations were made for.'
+        )
+        return
+    for annotation in record.get('annotations', ()):
+        yield from _unusable_instance(annotation, path, size)
+    seg_map = record.get('seg_map_path')
+    if seg_map and not _is_coco(dataset) and os.path.exists(seg_map):
+        yield from _unusable_map(record, size, dataset, map_step)
+
+
+def _decode(path: str) -> tuple[int, int]:
+    """Decode an image, and return its height and width as mmcv reads it.
+
+    Pillow refuses a file that ends too early; OpenCV would make up the rest.
+    """
+    with Image.open(path) as image:
+        width, height = ImageOps.exif_transpose(image).size  # which decodes it
+    return height, width
+
+
+def _unusable_instance(annotation: Record, path: str, size: tuple[int, int]) -> Iterator[str]:
+    """What is wrong with a COCO annotation."""
+    from pycocotools import mask
+
+    height, width = size
+    x, y, box_width, box_height = annotation['bbox']
+    if x >= width or y >= height or x + box_width < 0 or y + box_height < 0:
+        yield (
+            f'{path}: the box of annotation {annotation["id"]}, {annotation["bbox"]}, is outside '
+            f'of {_by(size)} pixels. Boxes are [x, y, width, height], in pixels.'
+        )
+    segmentation = annotation.get('segmentation')
+    if not segmentation:
+        return
+    try:
+        if isinstance(segmentation, list) or isinstance(segmentation['counts'], list):
+            segmentation = mask.frPyObjects(segmentation, height, width)
+        sizes = [tuple(rle['size']) for rle in np.atleast_1d(segmentation)]
+    except Exception as error:  # pycocotools raises what comes
+        yield (
+            f'{path}: the mask of annotation {annotation["id"]} cannot be decoded '
+            f'({_reason(error)}). Masks are polygons or RLE in the format of COCO.'
+        )
+        return
+    if any(mask_size != size for mask_size in sizes):
+        yield (
+            f'{path} has {_by(size)} pixels, and the mask of annotation {annotation["id"]} has '
+            f'{_by(sizes[0])}. Use the images that the annotations were made for.'
+        )
+
+
+def _unusable_map(
+    record: Record, size: tuple[int, int], dataset: Any, map_step: Mapping
+) -> Iterator[str]:
+    """What is wrong with a semantic map."""
+    path = record['seg_map_path']
+    try:
+        labels = TRANSFORMS.build(map_step)(dict(record, seg_fields=[]))['gt_seg_map']
+    except Exception as error:  # of whatever transform the config names
+        yield f'{path} cannot be decoded ({_reason(error)}). Download or unpack it again.'
+        return
+    if labels.shape != size:
+        yield (
+            f'{path} has shape {labels.shape}, and its image {size}. A map has one channel and the '
+            'size of its image.'
+        )
+        return
+    classes = dataset.metainfo.get('classes')
+    wrong = set(np.unique(labels).tolist()) - {dataset.ignore_index, *range(len(classes or ()))}
+    if classes and wrong:
+        yield (
+            f'{path} has the labels {_some(sorted(wrong))}: {len(classes)} classes are 0 to '
+            f'{len(classes) - 1}, and {dataset.ignore_index} is ignored. Convert the maps, or set '
+            "the data set's metainfo and reduce_zero_label to what they hold."
+        )
+
+
+def _count(records: Sequence[Record]) -> dict[str, int]:
+    counts = dict(images=len(records))
+    if records and 'annotations' in records[0]:
+        counts['annotations'] = sum(len(record['annotations']) for record in records)
+    return counts
+
+
+def _other_than_known(counts: Mapping[str, int], dataset: Any) -> Iterator[str]:
+    """A note if a data set that is known has more or less than it should."""
+    known = KNOWN.get(type(dataset).__name__)
+    expected = known.counts_of([dataset.ann_file, *dataset.data_prefix.values()]) if known else {}
+    if any(counts[what] != number for what, number in expected.items()):
+        whole = ', '.join(f'{number} {what}' for what, number in expected.items())
+        yield (
+            f'The whole data set has {whole}. Fewer are fine where a subset is meant; if none is, '
+            'download or unpack it again.'
+        )
+
+
+def _some(items: Collection, most: int = 3) -> str:
+    """The first of them, and how many more there are."""
+    shown = ', '.join(map(str, list(items)[:most]))
+    return f'{shown} and {len(items) - most} more' if len(items) > most else shown
+
+
+def _by(size: tuple[int, int]) -> str:
+    height, width = size
+    return f'{width}x{height}'
+
+
+def _reason(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'

@@ -1,0 +1,107 @@
+"""Workarounds for mmengine, each with its reason.
+
+Our own tools apply them when they build a runner. Importing acmix-mm does not: other programs call
+:func:`patch_mmengine` if they want them.
+"""
+
+import os
+from functools import wraps
+from inspect import getsource
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import _strategy
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, checkpoint
+from packaging.version import Version
+
+from ..checkpoints.files import read_checkpoint
+
+
+def allow_checkpoint_contents() -> None:
+    """Let upstream's mmengine load its own checkpoints with torch >= 2.6.
+
+    Since that version, ``torch.load`` accepts only tensors and plain containers by default. The
+    logs in a checkpoint contain mmengine's history buffers and numpy values too. They are allowed
+    only while mmengine loads a checkpoint. The OneDL fork allows them itself.
+    """
+    if hasattr(checkpoint, 'get_torch_safe_globals') or Version(torch.__version__).release < (2, 6):
+        return
+    loaders = {
+        '': checkpoint.load_from_local,
+        ('http://', 'https://'): checkpoint.load_from_http,
+    }
+    for prefixes, loader in loaders.items():
+        CheckpointLoader.register_scheme(prefixes, _with_safe_globals(loader), force=True)
+
+
+def _with_safe_globals(loader: Any) -> Any:
+    @wraps(loader)  # mmengine's log names the loader
+    def load(filename: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals(_safe_globals()):
+            return loader(filename, map_location=map_location)
+
+    return load
+
+
+def _safe_globals() -> list[Any]:
+    reconstruct: Any = np.zeros(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    # numpy 2 moved both; a checkpoint contains the names of the numpy that wrote it.
+    functions = [
+        (function, f'numpy.{core}.multiarray.{function.__name__}')
+        for function in (reconstruct, scalar)
+        for core in ('core', '_core')
+    ]
+    dtypes = [type(np.dtype(name)) for name in ('float32', 'float64', 'int64')]
+    # A history buffer refers to its methods, which pickle looks up by getattr.
+    return [HistoryBuffer, getattr, np.ndarray, np.dtype, *dtypes, *functions]
+
+
+def resume_sharded_optimizers() -> None:
+    """Let mmengine's FSDP strategy resume.
+
+    mmengine passes ``optim`` and ``optim_state_dict`` to torch by position, in an order that torch
+    has changed. An mmengine whose own method passes them by name is left unchanged.
+    """
+    strategy = getattr(_strategy, 'FSDPStrategy', None)  # None if torch has no `distributed`
+    if strategy is not None and 'optim_state_dict=' not in getsource(
+        strategy.load_optim_state_dict
+    ):
+        strategy.load_optim_state_dict = _load_sharded_optimizer
+
+
+def _load_sharded_optimizer(strategy: Any, state_dict: dict) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    shard = FullyShardedDataParallel.optim_state_dict_to_load(
+        model=strategy.model,
+        optim=strategy.optim_wrapper.optimizer,
+        optim_state_dict=state_dict,
+    )
+    strategy.optim_wrapper.load_state_dict(shard)
+
+
+def load_safetensors() -> None:
+    """Let mmengine read local safetensors files wherever it takes a checkpoint."""
+    CheckpointLoader.register_scheme(_LOCAL_SAFETENSORS, _load_local_safetensors, force=True)
+
+
+# A path without a scheme such as `s3:`: mmengine matches these expressions at the beginning.
+_LOCAL_SAFETENSORS = r'(?!\w[\w+.-]+:).*\.safetensors$'
+
+
+def _load_local_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    checkpoint = read_checkpoint(os.path.expanduser(filename))
+    if map_location is not None:
+        state_dict = checkpoint['state_dict']
+        checkpoint['state_dict'] = {k: v.to(map_location) for k, v in state_dict.items()}
+    return checkpoint
+
+
+def patch_mmengine() -> None:
+    """Apply all workarounds to mmengine in this process. Calling it again has no effect."""
+    allow_checkpoint_contents()
+    resume_sharded_optimizers()
+    load_safetensors()

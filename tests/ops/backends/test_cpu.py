@@ -1,0 +1,184 @@
+"""The compiled kernels: gradients by hand, and their registration in torch."""
+
+import pytest
+import torch
+from fresh_process import run_python
+from torch import Tensor
+
+from acmix_mm.ops import available_backends, neighborhood_attention, shift_conv
+from acmix_mm.ops.backends import cpu
+
+needs_kernels = pytest.mark.skipif(cpu.MISSING is not None, reason='built without the kernels')
+
+
+def inputs(*, size=(5, 6), stride=1, dtype=torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    queries = [-(-side // stride) for side in size]
+    shapes = [(1, 2, 2, *queries), (1, 2, 2, *size), (1, 2, 2, *size)]
+    return [
+        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in shapes
+    ]
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ('size', 'window'),
+    [
+        ((5, 4), (3, 1, 1)),
+        ((2, 1), (5, 1, 1)),
+        ((5, 4), (3, 2, 1)),
+        ((4, 5), (3, 1, 2)),
+        ((7, 2), (3, 3, 2)),
+    ],
+)
+def test_gradients_equal_differences(size, window):
+    tensors = inputs(size=size, stride=window[1])
+    assert torch.autograd.gradcheck(
+        lambda *t: neighborhood_attention(*t, *window, backend='cpu'), tensors
+    )
+
+
+def conv_inputs(*, size=(5, 4), kernel_size=3, dtype=torch.float64) -> list[Tensor]:
+    """Maps, fc_weight, fc_bias and kernel of 3 maps of 2 channels to 2 channels each."""
+    generator = torch.Generator().manual_seed(0)
+    positions = kernel_size**2
+    shapes = [
+        (1, 3, 2, *size), (1, positions, 3), (1, positions), (1, 4, positions, *[kernel_size] * 2),
+    ]  # fmt: skip
+    return [
+        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in shapes
+    ]
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ('size', 'window'),
+    [((5, 4), (3, 1, 1)), ((1, 3), (3, 2, 1)), ((5, 4), (1, 2, 1)), ((4, 5), (3, 3, 2))],
+)
+def test_conv_gradients_equal_differences(size, window):
+    kernel_size, *geometry = window
+    tensors = conv_inputs(size=size, kernel_size=kernel_size)
+    assert torch.autograd.gradcheck(
+        lambda *t: shift_conv(*t, *geometry, backend='cpu'), tensors, fast_mode=True
+    )
+
+
+@needs_kernels
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_registration(dtype):
+    tensors = inputs(dtype=dtype)
+    op = torch.ops.acmix_mm.neighborhood_attention_forward.default
+    # Tracing through autograd with 16 significant bits less only measures rounding.
+    tests = ['test_schema', 'test_autograd_registration', 'test_faketensor']
+    if dtype == torch.float64:
+        tests.append('test_aot_dispatch_dynamic')
+    torch.library.opcheck(op, (*tensors, 3, 1, 1, 0.5), test_utils=tests)
+    out, lse = op(*tensors, 3, 1, 1, 0.5)
+    backward = torch.ops.acmix_mm.neighborhood_attention_backward.default
+    arguments = [t.detach() for t in (torch.ones_like(out), *tensors, out, lse)]
+    torch.library.opcheck(
+        backward, (*arguments, 3, 1, 1, 0.5), test_utils=['test_schema', 'test_faketensor']
+    )
+
+
+@needs_kernels
+@pytest.mark.parametrize('stride', [1, 2])
+def test_conv_registration(stride):
+    maps, weight = torch.randn(2, 3, 2, 5, 4).requires_grad_(), torch.randn(4, 6, 3, 3)
+    arguments = ([maps, maps.detach().clone()], weight.requires_grad_(), stride, 1)
+    torch.library.opcheck(torch.ops.acmix_mm.shift_conv_forward.default, arguments)
+    out = torch.ops.acmix_mm.shift_conv_forward(*arguments)
+    torch.library.opcheck(
+        torch.ops.acmix_mm.shift_conv_backward.default,
+        (torch.ones_like(out), [maps.detach()] * 2, weight.detach(), stride, 1),
+        test_utils=['test_schema', 'test_faketensor'],
+    )
+
+
+@needs_kernels
+def test_conv_in_half_precision():
+    tensors = conv_inputs(dtype=torch.bfloat16)
+    out = shift_conv(*tensors, backend='cpu')
+    expected = shift_conv(*(t.double() for t in tensors), backend='reference')
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+@needs_kernels
+def test_conv_refuses_mixed_dtypes():
+    maps, *weights = conv_inputs()
+    with pytest.raises(TypeError, match='maps and weights must have the same dtype'):
+        shift_conv(maps.float(), *weights, backend='cpu')
+
+
+@needs_kernels
+def test_result_does_not_depend_on_the_number_of_threads():
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            tensors = inputs(size=(70, 40), dtype=torch.float32)
+            conv_tensors = conv_inputs(size=(70, 40), dtype=torch.float32)
+            outs = [
+                neighborhood_attention(*tensors, 7, backend='cpu'),
+                shift_conv(*conv_tensors, backend='cpu'),
+            ]
+            sum(out.square().sum() for out in outs).backward()
+            results.append([*outs, *(t.grad for t in tensors + conv_tensors)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@needs_kernels
+def test_cannot_be_differentiated_twice():
+    tensors = inputs()
+    out = neighborhood_attention(*tensors, 3, backend='cpu')
+    (grad,) = torch.autograd.grad(out.sum(), tensors[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match='second derivatives'):
+        grad.square().sum().backward()
+
+
+@needs_kernels
+def test_nan_stays_nan():
+    tensors = inputs(dtype=torch.float32)
+    with torch.no_grad():
+        tensors[1][0, 0, 0, 2, 2] = torch.nan
+    out = neighborhood_attention(*tensors, 3, backend='cpu')
+    expected = neighborhood_attention(*tensors, 3, backend='reference')
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert out.isnan().any()
+
+
+@needs_kernels
+@pytest.mark.parametrize('capability', ['default', 'avx2'])
+def test_other_instruction_sets(capability):
+    """The kernels for older processors, which torch chooses only once in a process."""
+    code = """
+import torch
+from acmix_mm.ops import neighborhood_attention, shift_conv
+torch.manual_seed(0)
+tensors = [t.requires_grad_() for t in torch.randn(3, 1, 3, 9, 20, 21).unbind()]
+weights = [t.requires_grad_() for t in (torch.randn(1, 9, 3), torch.randn(1, 27, 9, 3, 3))]
+results = []
+for backend in ('cpu', 'reference'):
+    attention = neighborhood_attention(*tensors, 7, dilation=2, backend=backend)
+    conv = shift_conv(tensors[0], weights[0], None, weights[1], backend=backend)
+    loss = attention.square().sum() + conv.square().mean()
+    results.append([attention, conv, *torch.autograd.grad(loss, tensors + weights)])
+for ours, theirs in zip(*results):
+    # Sums of many terms, which single precision rounds according to their order.
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+"""
+    run_python(code, ATEN_CPU_CAPABILITY=capability)
+
+
+@needs_kernels
+def test_refuses_other_devices():
+    q, k, v = torch.empty(3, 1, 2, 4, 5, 6, device='meta').unbind()
+    with pytest.raises(RuntimeError, match='must be on the CPU, got meta'):
+        neighborhood_attention(q, k, v, 3, backend='cpu')
+    assert available_backends('neighborhood_attention')[0] == 'cpu'

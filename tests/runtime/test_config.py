@@ -1,0 +1,82 @@
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from acmix_mm.runtime import argument_parser, load_config, require_inputs
+from acmix_mm.runtime.config import move_data_root
+
+TEXT = """
+data_root = 'data/coco/'
+train_dataloader = dict(
+    pin_memory=True,
+    dataset=dict(data_root=data_root, ann_file='train.json', pipeline=[dict(path='data/cocoa')]))
+val_evaluator = [dict(ann_file=data_root + 'val.json')]
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / 'mask-rcnn.py'
+    file.write_text(TEXT)
+    return str(file)
+
+
+def load(*argv):
+    return load_config(argument_parser('').parse_args(argv))
+
+
+def test_work_dir_is_named_after_the_config_unless_said_otherwise(config):
+    assert load(config).work_dir == 'work_dirs/mask-rcnn'
+    assert load(config, '--cfg-options', 'work_dir=b').work_dir == 'b'
+    assert load(config, '--work-dir', 'a', '--cfg-options', 'work_dir=b').work_dir == 'a'
+
+
+@pytest.mark.parametrize('new', ['/disk/coco', '/disk/coco/'])
+def test_data_root_moves_every_path_below_it(config, new):
+    cfg = load(config, '--cfg-options', f'data_root={new}', 'train_dataloader.batch_size=3')
+    assert cfg.train_dataloader.dataset.data_root == '/disk/coco/'
+    assert cfg.val_evaluator[0].ann_file == '/disk/coco/val.json'
+    assert cfg.train_dataloader.dataset.pipeline[0].path == 'data/cocoa'
+    assert cfg.train_dataloader.batch_size == 3
+    assert cfg.filename == config
+
+
+def test_data_root_needs_one_to_move():
+    with pytest.raises(SystemExit, match='no data_root'):
+        move_data_root(Config(dict(), filename=None), 'x')
+
+
+def test_memory_is_pinned_for_a_gpu_only(config):
+    assert load(config).train_dataloader.pin_memory is torch.cuda.is_available()
+
+
+def test_missing_config():
+    with pytest.raises(SystemExit, match=r'Config file nowhere\.py'):
+        load('nowhere.py')
+
+
+def test_library_whose_configs_are_inherited_is_missing(tmp_path, monkeypatch):
+    config = tmp_path / 'resnet.py'
+    config.write_text("_base_ = 'mmpretrain::_base_/default_runtime.py'")
+    monkeypatch.setattr('mmengine.config.config.is_installed', lambda package: False)
+    with pytest.raises(SystemExit, match=r'resnet\.py cannot be read: mmpretrain is not installed'):
+        load(str(config))
+
+
+def test_library_of_the_config_cannot_be_imported(tmp_path, monkeypatch):
+    config = tmp_path / 'resnet.py'
+    config.write_text("default_scope = 'mmpretrain'")
+    monkeypatch.setitem(sys.modules, 'mmpretrain', None)
+    with pytest.raises(SystemExit, match=r'be used: mmpretrain cannot be imported'):
+        load(str(config))
+
+
+def test_one_process_of_a_machine_reports_what_is_missing(monkeypatch):
+    cfg = Config(dict())
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    require_inputs(cfg, [], ['missing.pth'])
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    with pytest.raises(SystemExit, match=r'missing\.pth'):
+        require_inputs(cfg, [], ['missing.pth'])

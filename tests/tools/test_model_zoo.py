@@ -1,0 +1,59 @@
+"""The tables in docs/model_zoo.md are what the tool writes."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from mmengine.fileio import load
+
+ROOT = Path(__file__).parents[2]
+TOOL = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'model_zoo.py'))
+PAGE = (ROOT / 'docs' / 'model_zoo.md').read_text()
+
+
+def test_every_backbone_is_in_the_table():
+    rows = PAGE.split(TOOL['SIZES_HEADER'])[1].split('<!-- sizes: end -->')[0]
+    names = [line.split(' | ')[0].removeprefix('| ') for line in rows.splitlines()]
+    assert names == [model.name for model in TOOL['ZOO']]
+    assert len(names) == 14
+
+
+@pytest.mark.parametrize('name', ['ResNet-26', 'SAN-10', 'PVT-T', 'Swin-T'])
+def test_counts_are_up_to_date(name):
+    model = next(model for model in TOOL['ZOO'] if model.name == f'{name}-ACmix')
+    assert TOOL['row'](model) in PAGE
+
+
+def test_tables_of_models_are_up_to_date():
+    assert TOOL['replace'](PAGE, 'models', TOOL['models']()) == PAGE
+
+
+def test_every_model_of_the_metafiles_is_in_a_table():
+    index = load(ROOT / 'model-index.yml')['Import']
+    models = [model for metafile in index for model in load(ROOT / metafile)['Models']]
+    tables = TOOL['models']()
+    assert len(tables.split('\n| [')) - 1 == len(models) > 50
+    assert all(f'(../{model["Config"]})' in tables for model in models)
+
+
+def test_row_of_a_model():
+    model = dict(Name='a', Config='b/a.py', Metadata=dict(Backbone='B', Epochs=12))
+    assert TOOL['model_row'](model) == '| [a](../b/a.py) | B | 12 epochs |  |  |\n'
+    model['Results'] = [
+        dict(Task='Object Detection', Metrics={'box AP': 38.0}),
+        dict(Task='Instance Segmentation', Metrics={'mask AP': 34.5}),
+    ]
+    model['Published'] = dict(Source='https://c.d', Metrics={'box AP': 37.9})
+    cells = ' | box AP 38.0, mask AP 34.5 | [box AP 37.9](https://c.d) |\n'
+    assert TOOL['model_row'](model).endswith(cells)
+
+
+def test_prose_is_kept():
+    begin, end = '<!-- x: written by tools/analysis/model_zoo.py -->\n', '<!-- x: end -->'
+    page = f'# Zoo\n{begin}old\n{end}\nOurs.\n'
+    assert TOOL['replace'](page, 'x', 'new\n') == page.replace('old', 'new')
+
+
+def test_page_without_marks_is_refused():
+    with pytest.raises(ValueError, match='once each'):
+        TOOL['replace']('# A page without a table\n', 'sizes', '')
