@@ -62,8 +62,9 @@ def acmix_conv(
         )
     kernel_size = _square('kernel_size', kernel_size)
     if kernel_size == 1:
-        stride, padding, dilation = map(to_2tuple, (stride, padding, dilation))
-        return nn.Conv2d(in_channels, out_channels, 1, stride, padding, dilation, groups, bias)
+        geometry: Any = dict(stride=stride, padding=padding, dilation=dilation)
+        pairs = {name: to_2tuple(value) for name, value in geometry.items()}
+        return nn.Conv2d(in_channels, out_channels, 1, **pairs, groups=groups, bias=bias)
     stride, dilation = _square('stride', stride), _square('dilation', dilation)
     if groups != 1:
         raise ValueError(

@@ -3,9 +3,9 @@
 
 #include <ATen/Version.h>
 
-#include "neighborhood_attention.h"
-#include "pointwise.h"
-#include "shift_conv.h"
+#include "kernels/neighborhood_attention.h"
+#include "kernels/pointwise_conv.h"
+#include "kernels/shift_conv.h"
 
 namespace acmix {
 

@@ -3,7 +3,9 @@
 #include <torch/library.h>
 
 #include <tuple>
+#include <utility>
 
+#include "checks.h"
 #include "dispatch.h"
 #include "tensors.h"
 
@@ -14,6 +16,20 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, int64_t kernel_size, i
                         int64_t dilation) {
   return {{kernel_size, stride, dilation}, k.size(0), k.size(1), k.size(2),
           k.size(3), k.size(4), q.size(3), q.size(4)};
+}
+
+void check(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, int64_t kernel_size,
+           int64_t stride, int64_t dilation) {
+  check_window(op, kernel_size, stride, dilation);
+  check_tensor(op, "k", k, 5);
+  check_tensor(op, "q", q, 5);
+  check_tensor(op, "v", v, 5);
+  check_dtype(op, "q", q, k.scalar_type());
+  check_dtype(op, "v", v, k.scalar_type());
+  check_shape(op, "v", v, k.sizes());
+  check_shape(op, "q", q,
+              {k.size(0), k.size(1), k.size(2), ceil_div(k.size(3), stride),
+               ceil_div(k.size(4), stride)});
 }
 
 template <typename T>
@@ -35,6 +51,7 @@ void run_backward(const AttentionBackward<T>& call) {
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                    int64_t kernel_size, int64_t stride, int64_t dilation,
                                    double scale) {
+  check("neighborhood_attention_forward", q, k, v, kernel_size, stride, dilation);
   const auto type = compute_type(q);
   const Tensor q_ = q.to(type), k_ = k.to(type), v_ = v.to(type);
   const auto shape = shape_of(q, k, kernel_size, stride, dilation);
@@ -53,9 +70,19 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
                                             const Tensor& k, const Tensor& v, const Tensor& out,
                                             const Tensor& lse, int64_t kernel_size, int64_t stride,
                                             int64_t dilation, double scale) {
+  const char* op = "neighborhood_attention_backward";
+  check(op, q, k, v, kernel_size, stride, dilation);
   const auto type = compute_type(q);
+  for (const auto& [name, tensor] : {std::pair{"grad_out", grad_out}, std::pair{"out", out}}) {
+    check_tensor(op, name, tensor, 5);
+    check_dtype(op, name, tensor, q.scalar_type());
+    check_shape(op, name, tensor, q.sizes());
+  }
+  check_tensor(op, "lse", lse, 4);
+  check_dtype(op, "lse", lse, type);
+  check_shape(op, "lse", lse, {q.size(0), q.size(1), q.size(3), q.size(4)});
   const Tensor q_ = q.to(type), k_ = k.to(type), v_ = v.to(type);
-  const Tensor out_ = out.to(type), grad_out_ = grad_out.to(type);
+  const Tensor out_ = out.to(type), grad_out_ = grad_out.to(type), lse_ = lse.contiguous();
   const auto shape = shape_of(q, k, kernel_size, stride, dilation);
   Tensor grad_q = empty(q.sizes(), q_.options());
   Tensor grad_k = empty(k.sizes(), q_.options());
@@ -65,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
   auto run = [&](auto zero) {
     using T = decltype(zero);
     run_backward<T>({shape, static_cast<T>(scale), read<T>(q_), read<T>(k_), read<T>(v_),
-                     read<T>(out_), read<T>(grad_out_), lse.const_data_ptr<T>(), write<T>(grad_q),
+                     read<T>(out_), read<T>(grad_out_), lse_.const_data_ptr<T>(), write<T>(grad_q),
                      write<T>(grad_k), write<T>(grad_v), halo.mutable_data_ptr<T>()});
   };
   type == at::kDouble ? run(0.0) : run(0.0f);

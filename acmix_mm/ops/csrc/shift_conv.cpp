@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "dispatch.h"
 #include "tensors.h"
 
@@ -41,6 +42,29 @@ struct Sizes {
     return x.unflatten(1, {groups, outputs}).transpose(1, 2);
   }
 };
+
+void check(const char* op, at::TensorList maps, const Tensor& weight, int64_t stride,
+           int64_t dilation) {
+  TORCH_CHECK(!maps.empty(), op, ": maps must be at least one tensor, got none");
+  int64_t count = 0;
+  for (const Tensor& part : maps) {
+    check_tensor(op, "maps", part, 5);
+    check_dtype(op, "maps", part, maps[0].scalar_type());
+    check_shape(op, "maps", part,
+                {maps[0].size(0), part.size(1), maps[0].size(2), maps[0].size(3),
+                 maps[0].size(4)});
+    count += part.size(1);
+  }
+  check_tensor(op, "weight", weight, 4);
+  check_dtype(op, "weight", weight, maps[0].scalar_type());
+  check_window(op, weight.size(2), stride, dilation);
+  const int64_t groups = maps[0].size(2);
+  TORCH_CHECK(weight.size(3) == weight.size(2) && weight.size(0) > 0 &&
+                  weight.size(0) % groups == 0 &&
+                  (weight.size(1) == count || weight.size(1) == count + 1),
+              op, ": weight must be (C, ", count, " or ", count + 1,
+              ", k, k) with C a positive multiple of ", groups, ", got ", weight.sizes());
+}
 
 std::vector<Tensor> converted(at::TensorList tensors, at::ScalarType type) {
   std::vector<Tensor> result;
@@ -86,6 +110,7 @@ void run_weight_grad(const ConvolutionWeightGrad<T>& call, T* grad_weight) {
 }
 
 Tensor forward(at::TensorList maps, const Tensor& weight, int64_t stride, int64_t dilation) {
+  check("shift_conv_forward", maps, weight, stride, dilation);
   const auto type = compute_type(maps[0]);
   const auto maps_ = converted(maps, type);
   const Tensor weight_ = weight.to(type).contiguous();
@@ -108,6 +133,13 @@ Tensor forward(at::TensorList maps, const Tensor& weight, int64_t stride, int64_
 std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad_out, at::TensorList maps,
                                                  const Tensor& weight, int64_t stride,
                                                  int64_t dilation) {
+  const char* op = "shift_conv_backward";
+  check(op, maps, weight, stride, dilation);
+  check_tensor(op, "grad_out", grad_out, 4);
+  check_dtype(op, "grad_out", grad_out, maps[0].scalar_type());
+  check_shape(op, "grad_out", grad_out,
+              {maps[0].size(0), weight.size(0), ceil_div(maps[0].size(3), stride),
+               ceil_div(maps[0].size(4), stride)});
   const auto type = compute_type(maps[0]);
   const auto maps_ = converted(maps, type);
   const Tensor weight_ = weight.to(type).contiguous();

@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "window.h"
+#include "kernels/window.h"
 
 namespace acmix {
 

@@ -4,7 +4,7 @@
 // holds. There every loaded vector serves 6 results, so that arithmetic is the limit, not loads.
 #pragma once
 
-#include "pointwise.h"
+#include "pointwise_conv.h"
 #include "simd.h"
 
 namespace acmix::ISA {

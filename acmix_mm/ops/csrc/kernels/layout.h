@@ -10,7 +10,7 @@ namespace acmix::ISA {
 constexpr int ROWS = 3;
 
 // Rows are stored one by one, each with its channels one after the other. Columns of the padded
-// maps are dealt to `stride` planes, so that neighbouring windows find their pixels side by side;
+// maps are de-interleaved into `stride` planes, so that neighbouring windows find their pixels side by side;
 // column c is at `c % stride * plane + c / stride`.
 template <typename T>
 struct Layout {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "inline.h"
 
@@ -54,7 +55,7 @@ INLINE T sum(Vec<T> value) {
 
 // 2^x for x <= 0 or barely above, results below 2^-126 rounded up to it.
 INLINE Vec<float> exp2(Vec<float> x) {
-  typedef int32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
+  typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
   const Vec<float> low = Vec<float>{} - 126.0f;
   x = x < low ? low : x;
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the representation.
@@ -120,7 +121,7 @@ class Scratch {
 
   void allocate_uninitialized() {
     data_ = static_cast<T*>(std::aligned_alloc(64, total_ * sizeof(T)));
-    if (data_ == nullptr) std::abort();
+    if (data_ == nullptr) throw std::bad_alloc();
     for (int i = 0; i < count_; ++i) *parts_[i] = data_ + begins_[i];
   }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #if defined(TARGET)
 #define STRINGIFY(x) #x
@@ -17,7 +18,7 @@ PRAGMA(GCC target(TARGET))
 #endif
 
 #include "neighborhood_attention_kernels.h"
-#include "pointwise_kernels.h"
+#include "pointwise_conv_kernels.h"
 #include "shift_conv_kernels.h"
 
 namespace acmix::ISA {

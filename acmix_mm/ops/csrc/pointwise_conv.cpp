@@ -6,14 +6,15 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "dispatch.h"
 #include "tensors.h"
 
 namespace acmix {
 namespace {
 
-// Pixels taken at a time: with all of up to 512 channels they leave most of a second-level cache to the
-// weights; fewer than 64 would leave registers empty.
+// Number of pixels of a block: with all of up to 512 channels they leave most of the second-level
+// cache to the weights; fewer than 64 would leave registers empty.
 int64_t block_of(int64_t channels) {
   constexpr int64_t elements = 1 << 15, least = 64;
   const int64_t pixels = elements / (channels > 0 ? channels : 1);
@@ -64,14 +65,33 @@ void run_any(const std::vector<Tensor>& sources, const Tensor& weight, const Ten
   }
 }
 
-// Each part has memory of its own: one large block costs more than its parts, since allocators give
-// it back to the system every time.
+void check(const char* op, const Tensor& x, const Tensor& weight) {
+  check_tensor(op, "x", x, 4);
+  check_tensor(op, "weight", weight, 2);
+  const auto type = x.scalar_type();
+  TORCH_CHECK(type == at::kFloat || type == at::kDouble, op,
+              ": x must be float32 or float64, got ", type);
+  check_dtype(op, "weight", weight, type);
+  TORCH_CHECK(weight.size(0) > 0 && weight.size(1) == x.size(1), op,
+              ": weight must be a non-empty (C_out, ", x.size(1), "), got ", weight.sizes());
+}
+
+// Each chunk has memory of its own: one large block costs more than its chunks, since allocators
+// return it to the system every time.
 std::vector<Tensor> forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                            int64_t parts) {
+                            int64_t chunks) {
+  const char* op = "pointwise_conv_forward";
+  check(op, x, weight);
+  TORCH_CHECK(chunks > 0 && weight.size(0) % chunks == 0, op,
+              ": chunks must be a positive divisor of the ", weight.size(0), " outputs, got ",
+              chunks);
+  check_tensor(op, "bias", bias, 1);
+  check_dtype(op, "bias", bias, x.scalar_type());
+  check_shape(op, "bias", bias, {weight.size(0)});
   std::vector<Tensor> results;
-  for (int64_t part = 0; part < parts; ++part) {
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     results.push_back(
-        empty({x.size(0), weight.size(0) / parts, x.size(2), x.size(3)}, x.options()));
+        empty({x.size(0), weight.size(0) / chunks, x.size(2), x.size(3)}, x.options()));
   }
   const Tensor bias_ = bias.contiguous();
   run_any({x.contiguous()}, weight.contiguous(), &bias_, results);
@@ -80,6 +100,17 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& weight, const Tensor&
 
 std::tuple<Tensor, Tensor, Tensor> backward(at::TensorList grads, const Tensor& x,
                                             const Tensor& weight) {
+  const char* op = "pointwise_conv_backward";
+  check(op, x, weight);
+  const int64_t chunks = static_cast<int64_t>(grads.size());
+  TORCH_CHECK(chunks > 0 && weight.size(0) % chunks == 0, op,
+              ": the number of grads must be a positive divisor of the ", weight.size(0),
+              " outputs, got ", chunks);
+  for (const Tensor& grad : grads) {
+    check_tensor(op, "grad", grad, 4);
+    check_dtype(op, "grad", grad, x.scalar_type());
+    check_shape(op, "grad", grad, {x.size(0), weight.size(0) / chunks, x.size(2), x.size(3)});
+  }
   std::vector<Tensor> parts, grad_weights, grad_biases;
   const Tensor pixels = x.contiguous().flatten(2).transpose(1, 2);  // (B, H * W, C)
   for (const Tensor& grad : grads) {
@@ -96,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(at::TensorList grads, const Tensor& 
 
 TORCH_LIBRARY_FRAGMENT(acmix_mm, library) {
   library.def(
-      "pointwise_conv_forward(Tensor x, Tensor weight, Tensor bias, int parts) -> Tensor[]");
+      "pointwise_conv_forward(Tensor x, Tensor weight, Tensor bias, int chunks) -> Tensor[]");
   library.def(
       "pointwise_conv_backward(Tensor[] grads, Tensor x, Tensor weight) "
       "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
