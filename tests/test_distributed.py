@@ -22,7 +22,7 @@ JOBS = {2: ['segmentor', 'sharded-segmentor', 'fcos'], 4: ['segmentor']}
 
 @pytest.fixture(scope='module')
 def comparisons(tool, tmp_path_factory):
-    compare = tool('analysis/compare_distributed.py').compare
+    compare = tool('../benchmarks/distributed.py').compare
     found = compare(JOBS, tmp_path_factory.mktemp('comparison'))
     return {(c.processes, c.case): c for c in found}
 

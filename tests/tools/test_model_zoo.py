@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from mmengine.fileio import load
 
+from acmix_mm.runtime.markdown import replace_between_marks
+
 ROOT = Path(__file__).parents[2]
 TOOL = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'model_zoo.py'))
 PAGE = (ROOT / 'docs' / 'model_zoo.md').read_text()
@@ -25,7 +27,8 @@ def test_counts_are_up_to_date(name):
 
 
 def test_tables_of_models_are_up_to_date():
-    assert TOOL['replace'](PAGE, 'models', TOOL['models']()) == PAGE
+    writer = 'tools/analysis/model_zoo.py'
+    assert replace_between_marks(PAGE, 'models', writer, TOOL['models']()) == PAGE
 
 
 def test_every_model_of_the_metafiles_is_in_a_table():
@@ -46,14 +49,3 @@ def test_row_of_a_model():
     model['Published'] = dict(Source='https://c.d', Metrics={'box AP': 37.9})
     cells = ' | box AP 38.0, mask AP 34.5 | [box AP 37.9](https://c.d) |\n'
     assert TOOL['model_row'](model).endswith(cells)
-
-
-def test_prose_is_kept():
-    begin, end = '<!-- x: written by tools/analysis/model_zoo.py -->\n', '<!-- x: end -->'
-    page = f'# Zoo\n{begin}old\n{end}\nOurs.\n'
-    assert TOOL['replace'](page, 'x', 'new\n') == page.replace('old', 'new')
-
-
-def test_page_without_marks_is_refused():
-    with pytest.raises(ValueError, match='once each'):
-        TOOL['replace']('# A page without a table\n', 'sizes', '')

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from acmix_mm.complexity import measure_complexity
 from acmix_mm.registry import MODELS
+from acmix_mm.runtime.markdown import replace_between_marks
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs' / 'model_zoo.md'
@@ -151,27 +152,15 @@ def metrics(entry: dict) -> str:
     return ', '.join(f'{name} {value}' for name, value in entry.get('Metrics', {}).items())
 
 
-def replace(page: str, name: str, text: str) -> str:
-    """A page with a new text between the marks of a name.
-
-    Raises:
-        ValueError: The marks are not there, once each.
-    """
-    begin = f'<!-- {name}: written by tools/analysis/model_zoo.py -->\n'
-    end = f'<!-- {name}: end -->'
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise ValueError(f'the page must have {begin.strip()!r} and {end!r} once each')
-    before, rest = page.split(begin)
-    return before + begin + text + end + rest.split(end)[1]
-
-
 def main(argv: list[str] | None = None) -> None:
     """Write the page, or check it."""
     parser = argparse.ArgumentParser(description='Write the tables of docs/model_zoo.md.')
     parser.add_argument('--check', action='store_true', help='fail if they are not up to date')
     args = parser.parse_args(argv)
     old = PAGE.read_text()
-    new = replace(replace(old, 'sizes', sizes()), 'models', models())
+    new = old
+    for name, text in (('sizes', sizes()), ('models', models())):
+        new = replace_between_marks(new, name, 'tools/analysis/model_zoo.py', text)
     if args.check and new != old:
         sys.exit(f'{PAGE} is not up to date: run python tools/analysis/model_zoo.py')
     PAGE.write_text(new)

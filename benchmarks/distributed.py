@@ -1,6 +1,6 @@
 """Train on one process and on several, the same images in each step, and compare the losses.
 
-    python tools/analysis/compare_distributed.py [--processes 2 4] [--cases segmentor ...]
+    python benchmarks/distributed.py [--processes 2 4] [--cases segmentor ...]
 
 The processes are torchrun's and run on the CPU, on a few generated images. The loss of each step,
 averaged over the processes, is compared with that of one process that takes all images of the step.
@@ -27,10 +27,9 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.hub import get_config
 
-import acmix_mm  # noqa: F401  registers the backbones
 from acmix_mm.runtime import argument_parser, build_runner, load_config
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'
 # Held-out images that no number of processes divides.
 IMAGES, HELD_OUT, BATCH, EPOCHS = 8, 7, 4, 4

@@ -1,28 +1,16 @@
-"""The benchmark measures what it says."""
+"""The benchmarks measure what they say."""
 
-import importlib.util
+import csv
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[1] / 'tools' / 'analysis' / 'benchmark.py'
+from benchmarks import cases, measure, report, run
 
 
-@pytest.fixture(scope='module')
-def benchmark():
-    spec = importlib.util.spec_from_file_location('benchmark', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['benchmark'] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules['benchmark']
-
-
-def test_released_formula_computes_what_our_layer_does(benchmark):
-    released, shape = benchmark.layer_case('released', 8, 9, 10)
+def test_released_formula_computes_what_our_layer_does():
+    released, shape = cases.layer_case('released', 8, 9, 10)
     with torch.no_grad():
         for parameter in released.parameters():
             parameter.normal_()
@@ -31,39 +19,41 @@ def test_released_formula_computes_what_our_layer_does(benchmark):
     torch.testing.assert_close(released(x), released.layer(x))
 
 
-def test_ratios_quartiles_and_order(benchmark):
+def test_ratios_quartiles_and_order():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in 'ab'}
-    seconds = benchmark.time_in_turn(functions, 2)
+    seconds = measure.time_in_turn(functions, 2)
     assert calls == ['a', 'b', 'a', 'b', 'b', 'a']
     assert {name: len(times) for name, times in seconds.items()} == {'a': 2, 'b': 2}
 
 
-def test_exponent_of_a_power_law(benchmark):
+def test_exponent_of_a_power_law():
     rows = [dict(side=side, value=3 * (side**2) ** 1.25) for side in (4, 8, 32)]
-    assert benchmark.fitted_exponent(rows, 'value') == pytest.approx(1.25)
+    assert measure.fitted_exponent(rows, 'value') == pytest.approx(1.25)
 
 
-def test_saved_bytes_count_every_storage_once(benchmark):
+def test_saved_bytes_count_every_storage_once():
     class Twice(torch.nn.Module):
         def forward(self, x):
             return x * x.view(-1) + x * x
 
-    assert benchmark.saved_bytes((Twice(), (100,))) == (400, 400)
+    assert measure.saved_bytes((Twice(), (100,))) == (400, 400)
 
 
-def test_peak_memory_of_the_released_formula_is_higher(benchmark):
-    comparison = benchmark.Comparison('layer', (16, 96, 96), ('acmix', 'released'))
-    ours, released = (benchmark.peak_bytes(comparison, name) for name in comparison.candidates)
+def test_peak_memory_of_the_released_formula_is_higher():
+    comparison = cases.Comparison('layer', (16, 96, 96), ('acmix', 'released'))
+    ours, released = (measure.peak_bytes(comparison, name) for name in comparison.candidates)
     assert released > 4 * ours > 0
 
 
-def test_writes_json_markdown_and_page(benchmark, tmp_path):
+def test_writes_json_markdown_and_page(tmp_path):
     page = tmp_path / 'page.md'
-    page.write_text('before\n' + ''.join(benchmark.MARKS) + 'after\n')
+    page.write_text(
+        'before\n<!-- figures: written by benchmarks -->\n<!-- figures: end -->\nafter\n'
+    )
     threads = str(torch.get_num_threads())
     options = ['--quick', '--rounds', '2', '--suites', 'operator', '--threads', threads]
-    benchmark.main([*options, '--out', str(tmp_path), '--page', str(page)])
+    run.main([*options, '--out', str(tmp_path), '--page', str(page)])
     results = json.loads((tmp_path / 'benchmark.json').read_text())
     assert results['machine']['matmul_gflops'] > 0
     assert {row['mode'] for row in results['times']} == {'forward', 'forward + backward'}
@@ -71,26 +61,26 @@ def test_writes_json_markdown_and_page(benchmark, tmp_path):
     assert 'operator shift_conv 64x16x16' in markdown
     assert page.read_text().startswith('before\n')
     assert markdown in page.read_text()
+    assert '| cpu | cpu |' not in markdown, 'a candidate is compared with itself'
+    with (tmp_path / 'page.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(results['times'])
+    assert float(rows[0]['milliseconds']) > 0
 
 
-def test_targets_are_read_off_a_full_run(benchmark):
-    listed = benchmark.comparisons([*benchmark.BUILDERS, 'scaling'], quick=False)
-    results = benchmark.Results()
+def test_targets_are_read_off_a_full_run():
+    listed = cases.comparisons([*cases.BUILDERS, 'scaling'], quick=False)
+    results = report.Results()
     for c in listed:
         for name in c.candidates:
             results.times += [
-                benchmark.Measurement(str(c), mode, name, 1.0, 2.0, (2.0, 2.0)) for mode in c.modes
+                measure.Measurement(str(c), mode, name, 1.0, 2.0, (2.0, 2.0)) for mode in c.modes
             ]
             size = dict(input_bytes=1, saved_bytes=7, peak_bytes=10)
             results.memory.append(dict(comparison=str(c), candidate=name, **size))
     times = ('milliseconds', 'milliseconds_kept', 'peak_bytes')
     results.scaling = [dict.fromkeys(times, side**2.0) | dict(side=side) for side in (4, 8)]
-    text = benchmark.targets(results, listed)
+    text = report.targets(results, listed)
     assert '| layer 64x128x128, kept for backward over its input | <= 8 | 7.00 | yes |' in text
     assert "| ResNet-50 800x1344 forward, over mmdet's | <= 1.2 | 0.50 | yes |" in text
     assert '| the same, forward + backward | >= 25 | 2.00 | no |' in text
-
-
-def test_page_without_marks_is_refused(benchmark):
-    with pytest.raises(ValueError, match='must have the lines'):
-        benchmark.put_between_marks('', 'text')

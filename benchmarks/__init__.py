@@ -1,0 +1,1 @@
+"""Measurements of ACmix; run from the root of the repository, not part of the package."""
