@@ -1,11 +1,11 @@
-"""Builds the package, with the configs and tools inside it as OpenMMLab's packages ship theirs."""
+"""Build the C++ kernels, and put configs and tools into the package as OpenMMLab's packages do."""
 
-import re
+import os
 import shutil
 import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 try:
@@ -17,20 +17,8 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / 'acmix_mm' / 'ops' / 'csrc'
 
 
-def read_version() -> str:
-    """Reads the version without importing the package, which needs torch."""
-    text = (ROOT / 'acmix_mm' / 'version.py').read_text()
-    return re.search(r"__version__ = '(.+)'", text).group(1)
-
-
-def read_requirements(name: str) -> list[str]:
-    """Reads the requirements of `requirements/<name>.txt`, without its comments."""
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-    return [line for line in (line.partition('#')[0].strip() for line in lines) if line]
-
-
 class BuildWithConfigs(build_py):
-    """Puts configs, tools and model index in `acmix_mm/.mim`, where mim and mmengine look them up.
+    """Put configs, tools and model index in `acmix_mm/.mim`, where mim and mmengine look them up.
 
     An editable install gets links to them.
     """
@@ -52,12 +40,17 @@ class BuildWithConfigs(build_py):
 
 
 def build_kernels() -> dict:
-    """The C++ kernels as arguments of `setup`; none where they cannot be built.
+    """Return the C++ kernels as arguments of `setup`; none where they cannot be built.
 
-    The package works without them, only slower: `acmix_mm.ops.available_backends` tells.
+    The package works without them, only slower, and says so when it runs. The environment variable
+    ACMIX_BUILD_KERNELS=1 makes a build without kernels an error, and 0 leaves them out.
     """
+    if os.environ.get('ACMIX_BUILD_KERNELS') == '0':
+        return {}
     if BuildExtension is None:
-        return skip_kernels('torch is not in sight; pip needs --no-build-isolation to see it')
+        return skip_kernels(
+            'the build environment has no torch; use pip install --no-build-isolation'
+        )
     if sys.platform not in ('linux', 'darwin'):
         return skip_kernels(f'they use extensions of g++ and clang++, not built on {sys.platform}')
 
@@ -94,41 +87,20 @@ def build_kernels() -> dict:
 
 
 def skip_kernels(reason: str) -> dict:
-    """Says why the kernels are not built."""
+    """Report why the kernels are not built.
+
+    Raises:
+        SystemExit: If the environment variable ACMIX_BUILD_KERNELS is 1.
+    """
+    if os.environ.get('ACMIX_BUILD_KERNELS') == '1':
+        sys.exit(f'acmix-mm: ACMIX_BUILD_KERNELS=1, but the C++ kernels cannot be built: {reason}')
     print(f'acmix-mm: building without its C++ kernels: {reason}', file=sys.stderr)
     return {}
 
 
-extras = {name: read_requirements(name) for name in ('det', 'seg', 'pretrain', 'test', 'dev')}
 kernels = build_kernels()
 
 setup(
-    name='acmix-mm',
-    version=read_version(),
-    description='ACmix backbones (ResNet, SAN, PVT, Swin) for mmdetection and mmsegmentation',
-    long_description=(ROOT / 'README.md').read_text(),
-    long_description_content_type='text/markdown',
-    author='The acmix-mm authors',
-    keywords='computer vision, object detection, semantic segmentation, self-attention, ACmix',
-    license='Apache-2.0',
-    license_files=['LICENSE'],
-    classifiers=[
-        'Development Status :: 4 - Beta',
-        'Intended Audience :: Science/Research',
-        'Operating System :: OS Independent',
-        'Programming Language :: Python :: 3',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
-        'Programming Language :: Python :: 3.13',
-        'Topic :: Scientific/Engineering :: Image Recognition',
-    ],
-    packages=find_packages(include=['acmix_mm', 'acmix_mm.*']),
-    package_data={'acmix_mm': ['py.typed']},
-    python_requires='>=3.10',
-    install_requires=read_requirements('runtime'),
-    extras_require=extras,
     ext_modules=kernels.get('ext_modules', []),
     cmdclass={'build_py': BuildWithConfigs, **kernels.get('cmdclass', {})},
-    zip_safe=False,
 )

@@ -1,3 +1,3 @@
-"""The one place that holds the version; setup.py reads this file without importing it."""
+"""The one place that holds the version; setuptools reads it without importing the package."""
 
-__version__ = '0.1.0.dev0'
+__version__ = '0.1.0'

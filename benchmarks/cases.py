@@ -1,6 +1,6 @@
 """What is compared: ACmix, the released formula, plain convolutions and plain backbones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class ReleasedACmix(nn.Module):
         padding = layer.kernel_size[0] // 2
         kernel = layer.shift_conv.kernel
         convolution = F.conv2d(mixed, kernel, None, stride, padding, groups=channels)
-        return layer.mix.alpha * attention + layer.mix.beta * convolution
+        return layer.mix.alpha * attention + layer.mix.convolution_weight() * convolution
 
     def _unfold(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D, K * K, Ho, Wo)."""
@@ -85,7 +85,8 @@ class Operator(nn.Module):
         maps = maps.unflatten(1, (-1, self.head_channels))
         if self.name == 'shift_conv':
             return shift_conv(maps, self.fc_weight, None, self.kernel, backend=self.backend)
-        return neighborhood_attention(*maps.chunk(3, 1), 7, backend=self.backend).flatten(1, 2)
+        q, k, v = maps.chunk(3, 1)
+        return neighborhood_attention(q, k, v, 7, backend=self.backend).flatten(1, 2)
 
 
 class Square(nn.Module):
@@ -142,11 +143,12 @@ def operator_case(kind: str, name: str, channels: int, height: int, width: int) 
 
 def backbone_cfg(kind: str, family: str) -> dict:
     """Return the config of a backbone, ours (``'acmix'``) or mmdet's."""
-    ours, plain = dict(
+    types: dict[str, tuple[dict, dict]] = dict(
         resnet=(dict(type='ACmixResNet', depth=50), dict(type='mmdet.ResNet', depth=50)),
         swin=(dict(type='ACmixSwin'), dict(type='mmdet.SwinTransformer')),
         pvt=(dict(type='ACmixPVT'), dict(type='mmdet.PyramidVisionTransformer')),
-    )[family]
+    )
+    ours, plain = types[family]
     return ours if kind == 'acmix' else plain
 
 
@@ -163,7 +165,7 @@ def detector_case(kind: str, family: str, height: int, width: int) -> Case:
     return DetectorStep(cfg), (1, 3, height, width)
 
 
-BUILDERS = dict(
+BUILDERS: dict[str, Callable[..., Case]] = dict(
     layer=layer_case, operator=operator_case, backbone=backbone_case, detector=detector_case
 )
 

@@ -69,7 +69,7 @@ def prepare(case: Case, mode: str) -> Callable[[], None]:
     return partial(run, module, x, mode)
 
 
-def time_in_turn(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def time_in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Measure the seconds of every function in every round, in alternating order."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():

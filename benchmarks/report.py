@@ -125,9 +125,8 @@ class Results:
             ]
             keys = ('milliseconds', 'milliseconds_kept', 'peak_bytes')
             exponents = [f'{fitted_exponent(self.scaling, key):.2f}' for key in keys]
-            rows.append(('exponent', *exponents))
             header = ('64 channels, forward + backward', 'ms', 'ms, memory kept', 'peak (MiB)')
-            parts.append(table(header, rows))
+            parts.append(table(header, [*rows, ('exponent', *exponents)]))
         return '\n'.join(parts)
 
     def plot(self, path: Path) -> None:

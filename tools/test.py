@@ -82,13 +82,14 @@ def use_tta(cfg: Config) -> None:
             'tta_model', dict(type='DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
         )
         cfg.setdefault(
-            'tta_pipeline', flipped_too(next(leaf_datasets(cfg.test_dataloader.dataset)).pipeline)
+            'tta_pipeline',
+            flipped_too(next(leaf_datasets(cfg.test_dataloader.dataset))['pipeline']),
         )
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         sys.exit('--tta: the config has no tta_model and tta_pipeline.')
     cfg.model = dict(cfg.tta_model, module=cfg.model)
     for dataset in leaf_datasets(cfg.test_dataloader.dataset):
-        dataset.pipeline = cfg.tta_pipeline
+        dataset['pipeline'] = cfg.tta_pipeline
 
 
 def flipped_too(pipeline: list[dict]) -> list[dict]:

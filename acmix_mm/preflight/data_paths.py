@@ -74,7 +74,7 @@ def missing_data(cfg: Config, *splits: str) -> list[Missing]:
     return list(missing.values())
 
 
-def leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
+def leaf_datasets(dataset: dict) -> Iterator[dict]:
     """The dataset configs below wrappers such as RepeatDataset, ConcatDataset or MultiImageMix.
 
     Args:
@@ -89,7 +89,7 @@ def leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:
     if inner is None:
         yield dataset
         return
-    for child in [inner] if isinstance(inner, Mapping) else inner:
+    for child in [inner] if isinstance(inner, dict) else inner:
         yield from leaf_datasets(child)
 
 
@@ -152,12 +152,12 @@ def _message(cfg: Config, missing: list[Missing]) -> str:
     width = max(len(m.path) for m in missing)
     sources = sorted({m.source for m in missing if m.source}) or ["see the data set's own page"]
     return '\n'.join([
-        f'The data of {cfg.filename or "this config"} is not there. '
-        f'Not found, or empty, seen from {Path.cwd()}:',
+        f'Data of {cfg.filename or "this config"} are missing. '
+        f'Not found, or empty (working directory: {Path.cwd()}):',
         *(f'  {m.path:{width}}  ({m.used_by})' for m in missing),
-        'Two ways on:',
+        'To continue, either:',
         *(f'  * get it: {source}' for source in sources),
-        '    and lay it out as above, or say where it lies: --cfg-options data_root=FOLDER',
-        '    (docs/data.md shows how; tools/dataset/check.py looks closer once it is there)',
-        '  * no data at hand: `make demo` makes a small data set of its own and trains on it',
+        '    and put it in these places, or name its folder: --cfg-options data_root=FOLDER',
+        '    (docs/data.md shows how; tools/dataset/check.py then checks the files themselves)',
+        '  * try without data: `make demo` makes a small data set and trains on it',
     ])  # fmt: skip

@@ -28,7 +28,9 @@ def check_checkpoints(paths: Iterable[str]) -> None:
     for path in paths:
         if '://' not in path:
             if not os.path.isfile(os.path.expanduser(path)):
-                raise FileNotFoundError(_message(path, f'no such file, seen from {Path.cwd()}'))
+                raise FileNotFoundError(
+                    _message(path, f'no such file; working directory: {Path.cwd()}')
+                )
             continue
         try:
             CheckpointLoader.load_checkpoint(path, map_location='cpu')
@@ -64,8 +66,8 @@ def pretrained_checkpoints(model: object) -> Iterator[str]:
 def _message(path: str, reason: str) -> str:
     return '\n'.join([
         f'The checkpoint {path} cannot be loaded ({reason}).',
-        'Two ways on:',
-        '  * fetch it by hand and name the file instead, or start without it: for a backbone',
+        'To continue, either:',
+        '  * download it and name the file instead, or start without it: for a backbone',
         '    --cfg-options model.backbone.init_cfg=None (model.pretrained=None in mmseg)',
-        '  * see it work without downloads: `make demo` trains on a small data set of its own',
+        '  * try without downloads: `make demo` trains on a small data set that it makes',
     ])  # fmt: skip

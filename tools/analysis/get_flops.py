@@ -65,7 +65,7 @@ def drop_nothing(test_cfg: dict) -> None:
             drop_nothing(value)
 
 
-def prediction(cfg: Config, model: nn.Module, shape: tuple[int, int]) -> Callable[[], Any]:
+def prediction(cfg: Config, model: Any, shape: tuple[int, int]) -> Callable[[], Any]:
     """A call that predicts on one image."""
     image = torch.randint(256, (3, *shape), dtype=torch.uint8)
     meta = dict(ori_shape=shape, img_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))

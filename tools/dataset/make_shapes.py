@@ -123,7 +123,8 @@ def make_split(out: Path, split: str, count: int, size: int, seed: int) -> None:
     """Write the images, the semantic maps and, last of all, the annotation file of one split."""
     for folder in (out / split, out / 'semantic' / split, out / 'annotations'):
         folder.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image_id in range(1, count + 1):
         rng = np.random.default_rng([seed, SPLITS.index(split), image_id])
         image, owner, labels = draw(rng, size)

@@ -14,8 +14,14 @@ namespace {
 
 AttentionShape shape_of(const Tensor& q, const Tensor& k, int64_t kernel_size, int64_t stride,
                         int64_t dilation) {
-  return {{kernel_size, stride, dilation}, k.size(0), k.size(1), k.size(2),
-          k.size(3), k.size(4), q.size(3), q.size(4)};
+  return {{kernel_size, stride, dilation},
+          k.size(0),
+          k.size(1),
+          k.size(2),
+          k.size(3),
+          k.size(4),
+          q.size(3),
+          q.size(4)};
 }
 
 void check(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, int64_t kernel_size,
@@ -27,9 +33,9 @@ void check(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, in
   check_dtype(op, "q", q, k.scalar_type());
   check_dtype(op, "v", v, k.scalar_type());
   check_shape(op, "v", v, k.sizes());
-  check_shape(op, "q", q,
-              {k.size(0), k.size(1), k.size(2), ceil_div(k.size(3), stride),
-               ceil_div(k.size(4), stride)});
+  check_shape(
+      op, "q", q,
+      {k.size(0), k.size(1), k.size(2), ceil_div(k.size(3), stride), ceil_div(k.size(4), stride)});
 }
 
 template <typename T>
@@ -87,8 +93,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
   Tensor grad_q = empty(q.sizes(), q_.options());
   Tensor grad_k = empty(k.sizes(), q_.options());
   Tensor grad_v = empty(k.sizes(), q_.options());
-  Tensor halo = empty({shape.items(), 2, shape.halo_rows(), shape.channels, shape.width},
-                          q_.options());
+  Tensor halo =
+      empty({shape.items(), 2, shape.halo_rows(), shape.channels, shape.width}, q_.options());
   auto run = [&](auto zero) {
     using T = decltype(zero);
     run_backward<T>({shape, static_cast<T>(scale), read<T>(q_), read<T>(k_), read<T>(v_),

@@ -37,10 +37,9 @@ std::vector<Channel<T>> channels_of(const std::vector<Tensor>& maps, Pointer poi
 template <typename T>
 void run(const std::vector<Tensor>& sources, const Tensor& weight, const Tensor* bias,
          const std::vector<Tensor>& results) {
-  const auto from = channels_of<const T>(
-      sources, [](const Tensor& t) { return t.const_data_ptr<T>(); });
-  const auto to =
-      channels_of<T>(results, [](const Tensor& t) { return t.mutable_data_ptr<T>(); });
+  const auto from =
+      channels_of<const T>(sources, [](const Tensor& t) { return t.const_data_ptr<T>(); });
+  const auto to = channels_of<T>(results, [](const Tensor& t) { return t.mutable_data_ptr<T>(); });
   const Tensor& first = sources.front();
   const Pointwise<T> call{first.size(0),
                           first.size(2) * first.size(3),
@@ -69,8 +68,8 @@ void check(const char* op, const Tensor& x, const Tensor& weight) {
   check_tensor(op, "x", x, 4);
   check_tensor(op, "weight", weight, 2);
   const auto type = x.scalar_type();
-  TORCH_CHECK(type == at::kFloat || type == at::kDouble, op,
-              ": x must be float32 or float64, got ", type);
+  TORCH_CHECK(type == at::kFloat || type == at::kDouble, op, ": x must be float32 or float64, got ",
+              type);
   check_dtype(op, "weight", weight, type);
   TORCH_CHECK(weight.size(0) > 0 && weight.size(1) == x.size(1), op,
               ": weight must be a non-empty (C_out, ", x.size(1), "), got ", weight.sizes());

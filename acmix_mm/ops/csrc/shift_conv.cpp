@@ -12,29 +12,51 @@
 namespace acmix {
 namespace {
 
-// Maps are (B, M, G, H, W), in one tensor or several; weights are (C, M, k, k) with C / G outputs for
-// each group; with one map more in the weights, that is a constant map of ones. The result is
+// Maps are (B, M, G, H, W), in one tensor or several; weights are (C, M, k, k) with C / G outputs
+// for each group; with one map more in the weights, that is a constant map of ones. The result is
 // (B, C, Ho, Wo).
 struct Sizes {
   int64_t batch, maps, groups, height, width, outputs, inputs, kernel_size;
   int64_t result_height, result_width, stride, dilation;
 
   Sizes(at::TensorList parts, const Tensor& weight, int64_t stride_, int64_t dilation_)
-      : batch(parts[0].size(0)), maps(0), groups(parts[0].size(2)), height(parts[0].size(3)),
-        width(parts[0].size(4)), outputs(weight.size(0) / groups), inputs(weight.size(1)),
-        kernel_size(weight.size(2)), result_height(ceil_div(height, stride_)),
-        result_width(ceil_div(width, stride_)), stride(stride_), dilation(dilation_) {
+      : batch(parts[0].size(0)),
+        maps(0),
+        groups(parts[0].size(2)),
+        height(parts[0].size(3)),
+        width(parts[0].size(4)),
+        outputs(weight.size(0) / groups),
+        inputs(weight.size(1)),
+        kernel_size(weight.size(2)),
+        result_height(ceil_div(height, stride_)),
+        result_width(ceil_div(width, stride_)),
+        stride(stride_),
+        dilation(dilation_) {
     for (const Tensor& part : parts) maps += part.size(1);
   }
 
   ConvShape forward() const {
-    return {{kernel_size, stride, dilation}, batch, groups, inputs, outputs,
-            height, width, result_height, result_width};
+    return {{kernel_size, stride, dilation},
+            batch,
+            groups,
+            inputs,
+            outputs,
+            height,
+            width,
+            result_height,
+            result_width};
   }
   // From the result's gradient to the maps'.
   ConvShape backward() const {
-    return {{kernel_size, 1, dilation}, batch, groups, outputs, maps,
-            result_height, result_width, height, width};
+    return {{kernel_size, 1, dilation},
+            batch,
+            groups,
+            outputs,
+            maps,
+            result_height,
+            result_width,
+            height,
+            width};
   }
   bool constant() const { return inputs > maps; }
   // (B, C, H, W) as (B, C / G, G, H, W): channel c is output c % (C / G) of group c / (C / G).
@@ -51,8 +73,7 @@ void check(const char* op, at::TensorList maps, const Tensor& weight, int64_t st
     check_tensor(op, "maps", part, 5);
     check_dtype(op, "maps", part, maps[0].scalar_type());
     check_shape(op, "maps", part,
-                {maps[0].size(0), part.size(1), maps[0].size(2), maps[0].size(3),
-                 maps[0].size(4)});
+                {maps[0].size(0), part.size(1), maps[0].size(2), maps[0].size(3), maps[0].size(4)});
     count += part.size(1);
   }
   check_tensor(op, "weight", weight, 4);
@@ -115,8 +136,8 @@ Tensor forward(at::TensorList maps, const Tensor& weight, int64_t stride, int64_
   const auto maps_ = converted(maps, type);
   const Tensor weight_ = weight.to(type).contiguous();
   const Sizes sizes(maps, weight, stride, dilation);
-  const Tensor out = empty(
-      {sizes.batch, weight.size(0), sizes.result_height, sizes.result_width}, weight_.options());
+  const Tensor out = empty({sizes.batch, weight.size(0), sizes.result_height, sizes.result_width},
+                           weight_.options());
   const int64_t positions = sizes.kernel_size * sizes.kernel_size;
   auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -151,8 +172,8 @@ std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad_out, at::Ten
     grad_maps.push_back(empty(part.sizes(), weight_.options()));
   }
   const Tensor grad_weight = at::zeros(weight.sizes(), weight_.options());
-  const Tensor partial = empty(
-      {sizes.forward().items(), sizes.outputs * sizes.inputs * positions}, weight_.options());
+  const Tensor partial =
+      empty({sizes.forward().items(), sizes.outputs * sizes.inputs * positions}, weight_.options());
   auto run = [&](auto zero) {
     using T = decltype(zero);
     const auto inputs = read_each<T>(maps_);
@@ -163,10 +184,9 @@ std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad_out, at::Ten
                         weight_.const_data_ptr<T>() + positions - 1,
                         sizes.outputs * sizes.inputs * positions, positions,
                         sizes.inputs * positions, -1});
-    run_weight_grad<T>(
-        {sizes.forward(), sizes.constant(), inputs.data(), grads.data(),
-         partial.mutable_data_ptr<T>()},
-        grad_weight.mutable_data_ptr<T>());
+    run_weight_grad<T>({sizes.forward(), sizes.constant(), inputs.data(), grads.data(),
+                        partial.mutable_data_ptr<T>()},
+                       grad_weight.mutable_data_ptr<T>());
   };
   type == at::kDouble ? run(0.0) : run(0.0f);
   return {converted(grad_maps, maps[0].scalar_type()), grad_weight.to(weight.scalar_type())};
@@ -178,7 +198,8 @@ TORCH_LIBRARY_FRAGMENT(acmix_mm, library) {
   library.def(
       "shift_conv_forward(Tensor[] maps, Tensor weight, int stride, int dilation) -> Tensor");
   library.def(
-      "shift_conv_backward(Tensor grad_out, Tensor[] maps, Tensor weight, int stride, int dilation) "
+      "shift_conv_backward(Tensor grad_out, Tensor[] maps, Tensor weight, int stride, int "
+      "dilation) "
       "-> (Tensor[] grad_maps, Tensor grad_weight)");
 }
 

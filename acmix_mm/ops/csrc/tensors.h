@@ -26,8 +26,12 @@ Maps<const T> read(const Tensor& maps) {
 
 template <typename T>
 Maps<T> write(const Tensor& maps) {
-  return {maps.mutable_data_ptr<T>(), maps.stride(0), maps.stride(1),
-          maps.stride(2),             maps.stride(3), maps.stride(4)};
+  return {maps.mutable_data_ptr<T>(),
+          maps.stride(0),
+          maps.stride(1),
+          maps.stride(2),
+          maps.stride(3),
+          maps.stride(4)};
 }
 
 // Every map of (B, M, D, H, W) by itself.
@@ -39,9 +43,9 @@ void append_each(std::vector<Maps<T>>& table, Maps<T> maps, int64_t count) {
   }
 }
 
-// Memory for results. Blocks over 32 MiB come from the system every time, which clears each page when
-// it is first written and takes as long as the arithmetic: huge pages take a fraction of that. (Smaller
-// blocks are kept for the next one who asks, so that for them it would only cost.)
+// Memory for results. Blocks over 32 MiB come from the system every time, which clears each page
+// when it is first written and takes as long as the arithmetic: huge pages take a fraction of that.
+// (Smaller blocks are kept for the next one who asks, so that for them it would only cost.)
 inline Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   Tensor tensor = at::empty(sizes, options);
 #if defined(__linux__)

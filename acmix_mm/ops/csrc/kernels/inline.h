@@ -1,5 +1,5 @@
-// Functions that files for different instruction sets share must be inlined: otherwise the linker may
-// keep the AVX-512 copy for all of them (the one-definition rule).
+// Functions that files for different instruction sets share must be inlined: otherwise the linker
+// may keep the AVX-512 copy for all of them (the one-definition rule).
 #pragma once
 
 #define INLINE inline __attribute__((always_inline))

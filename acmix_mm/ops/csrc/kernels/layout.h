@@ -10,8 +10,8 @@ namespace acmix::ISA {
 constexpr int ROWS = 3;
 
 // Rows are stored one by one, each with its channels one after the other. Columns of the padded
-// maps are de-interleaved into `stride` planes, so that neighbouring windows find their pixels side by side;
-// column c is at `c % stride * plane + c / stride`.
+// maps are de-interleaved into `stride` planes, so that neighbouring windows find their pixels side
+// by side; column c is at `c % stride * plane + c / stride`.
 template <typename T>
 struct Layout {
   static constexpr int64_t lanes = Simd<T>::lanes;
@@ -33,13 +33,13 @@ struct Layout {
         query_row(channels * query_channel) {}
 
   int64_t stride;
-  bool shared;      // whether windows in different rows have rows of pixels in common
-  int64_t step;     // between the rows of windows that do
-  int64_t chunk;    // rows of windows taken at a time
-  int64_t width;    // windows in a row, in whole vectors
-  int64_t reach;    // of a window within a plane
-  int64_t plane;    // width of a plane
-  int64_t margin;   // zeros left of the queries: a key's queries may begin outside the map
+  bool shared;     // whether windows in different rows have rows of pixels in common
+  int64_t step;    // between the rows of windows that do
+  int64_t chunk;   // rows of windows taken at a time
+  int64_t width;   // windows in a row, in whole vectors
+  int64_t reach;   // of a window within a plane
+  int64_t plane;   // width of a plane
+  int64_t margin;  // zeros left of the queries: a key's queries may begin outside the map
   int64_t key_channel, key_row, query_channel, query_row;
 
   // Column c of the padded map in a row of scratch memory.

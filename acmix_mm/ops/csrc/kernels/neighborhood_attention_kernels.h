@@ -20,8 +20,9 @@ constexpr int CHANNELS = VECTOR_REGISTERS >= 32 ? 8 : 4;
 
 constexpr double LOG2_E = 1.4426950408889634;
 
-// Weighted sums over rows `first` <= m < `last` of `source`: row i of the result takes part in those
-// with begin <= m - i < end, with the weights at i * weight_row + m * weight_source + weight_tap.
+// Weighted sums over rows `first` <= m < `last` of `source`: row i of the result takes part in
+// those with begin <= m - i < end, with the weights at i * weight_row + m * weight_source +
+// weight_tap.
 template <typename T>
 struct Sum {
   const T* source;
@@ -60,12 +61,24 @@ INLINE void accumulate(Vec<T> (&total)[R][C], const Sum<T>& sum) {
     if (low >= high) continue;
     // The accumulators stay in registers only where their numbers are constants.
     switch (low * 4 + high) {
-      case 1: accumulate_row<T, R, C, 0, 1>(total, sum, m); break;
-      case 2: if constexpr (R > 1) accumulate_row<T, R, C, 0, 2>(total, sum, m); break;
-      case 3: if constexpr (R > 2) accumulate_row<T, R, C, 0, 3>(total, sum, m); break;
-      case 6: if constexpr (R > 1) accumulate_row<T, R, C, 1, 2>(total, sum, m); break;
-      case 7: if constexpr (R > 2) accumulate_row<T, R, C, 1, 3>(total, sum, m); break;
-      case 11: if constexpr (R > 2) accumulate_row<T, R, C, 2, 3>(total, sum, m); break;
+      case 1:
+        accumulate_row<T, R, C, 0, 1>(total, sum, m);
+        break;
+      case 2:
+        if constexpr (R > 1) accumulate_row<T, R, C, 0, 2>(total, sum, m);
+        break;
+      case 3:
+        if constexpr (R > 2) accumulate_row<T, R, C, 0, 3>(total, sum, m);
+        break;
+      case 6:
+        if constexpr (R > 1) accumulate_row<T, R, C, 1, 2>(total, sum, m);
+        break;
+      case 7:
+        if constexpr (R > 2) accumulate_row<T, R, C, 1, 3>(total, sum, m);
+        break;
+      case 11:
+        if constexpr (R > 2) accumulate_row<T, R, C, 2, 3>(total, sum, m);
+        break;
     }
   }
 }
@@ -144,7 +157,8 @@ class Band {
     layout_.deal(from, column_stride, width, padding, to);
     for (int64_t x = 1; x <= padding; ++x) {
       to[layout_.column(padding - x)] = from[reflect(-x, width) * column_stride];
-      to[layout_.column(padding + width - 1 + x)] = from[reflect(width - 1 + x, width) * column_stride];
+      to[layout_.column(padding + width - 1 + x)] =
+          from[reflect(width - 1 + x, width) * column_stride];
     }
   }
 
@@ -210,7 +224,7 @@ class Band {
         dot<R, COLUMNS>(q, k, taps + n, to, out_row, out_column);
         done = COLUMNS;
       } else if (COLUMNS >= 5 && left >= 5) {
-        dot<R, COLUMNS < 5 ? 1 : 5>(q, k, taps + n, to, out_row, out_column);
+        dot < R, COLUMNS<5 ? 1 : 5>(q, k, taps + n, to, out_row, out_column);
         done = 5;
       } else if (left >= 4) {
         dot<R, 4>(q, k, taps + n, to, out_row, out_column);
@@ -240,9 +254,15 @@ class Band {
       T* to = out + low * out_row + (m - low) * size * out_position;
       const int64_t next = out_row - size * out_position;
       switch (high - low) {
-        case 1: dot_columns<1>(q_low, k_row, taps, to, next, out_position); break;
-        case 2: dot_columns<2>(q_low, k_row, taps, to, next, out_position); break;
-        case 3: dot_columns<3>(q_low, k_row, taps, to, next, out_position); break;
+        case 1:
+          dot_columns<1>(q_low, k_row, taps, to, next, out_position);
+          break;
+        case 2:
+          dot_columns<2>(q_low, k_row, taps, to, next, out_position);
+          break;
+        case 3:
+          dot_columns<3>(q_low, k_row, taps, to, next, out_position);
+          break;
       }
     }
   }
@@ -258,8 +278,7 @@ class ForwardBand : Band<T> {
   using Base::shape_;
 
  public:
-  explicit ForwardBand(const AttentionForward<T>& call)
-      : Base(call.shape), call_(call) {
+  explicit ForwardBand(const AttentionForward<T>& call) : Base(call.shape), call_(call) {
     scratch_.add(&k_, Base::key_size());
     scratch_.add(&v_, Base::key_size());
     scratch_.add(&q_, Base::query_size());
@@ -285,9 +304,15 @@ class ForwardBand : Band<T> {
         Base::dot_windows(Base::query(q_, y, x), k_ + Base::key(y, x), key_taps_, rows, weights_,
                           positions_ * lanes, lanes);
         switch (rows) {
-          case 1: attend<1>(y, x); break;
-          case 2: attend<2>(y, x); break;
-          case 3: attend<3>(y, x); break;
+          case 1:
+            attend<1>(y, x);
+            break;
+          case 2:
+            attend<2>(y, x);
+            break;
+          case 3:
+            attend<3>(y, x);
+            break;
         }
       }
     });
@@ -306,7 +331,8 @@ class ForwardBand : Band<T> {
     V inverse[R];
     softmax<R>(y, x, inverse);
     int64_t c = 0;
-    for (; c + CHANNELS <= shape_.channels; c += CHANNELS) sum_values<R, CHANNELS>(y, x, c, inverse);
+    for (; c + CHANNELS <= shape_.channels; c += CHANNELS)
+      sum_values<R, CHANNELS>(y, x, c, inverse);
     for (; c < shape_.channels; ++c) sum_values<R, 1>(y, x, c, inverse);
   }
 
@@ -343,10 +369,10 @@ class ForwardBand : Band<T> {
   INLINE void sum_values(int64_t y, int64_t x, int64_t c, const V (&inverse)[R]) {
     const int64_t size = shape_.kernel_size, row = positions_ * lanes;
     V total[R][C] = {};
-    accumulate<T, R, C>(
-        total, {v_ + Base::key(y, x) + c * layout_.key_channel, Base::chunk_key_row(),
-                layout_.key_channel, key_taps_, weights_, row - size * lanes, size * lanes,
-                weight_taps_, size, 0, R + size - 1, 0, size});
+    accumulate<T, R, C>(total,
+                        {v_ + Base::key(y, x) + c * layout_.key_channel, Base::chunk_key_row(),
+                         layout_.key_channel, key_taps_, weights_, row - size * lanes, size * lanes,
+                         weight_taps_, size, 0, R + size - 1, 0, size});
     T* out = call_.out.image(this->batch_, this->head_) + c * call_.out.channel_stride +
              (this->first_row_ + y) * call_.out.row_stride + x;
     store_block<T, R, C>(out, layout_.step * call_.out.row_stride, call_.out.channel_stride, total,
@@ -410,9 +436,15 @@ class BackwardBand : Band<T> {
     layout_.for_each_chunk(this->rows_, [this](int64_t y, int64_t rows) {
       for (int64_t i = 0; i < rows; ++i) copy_row_terms(y + i * layout_.step, i);
       switch (rows) {
-        case 1: run_rows<1>(y); break;
-        case 2: run_rows<2>(y); break;
-        case 3: run_rows<3>(y); break;
+        case 1:
+          run_rows<1>(y);
+          break;
+        case 2:
+          run_rows<2>(y);
+          break;
+        case 3:
+          run_rows<3>(y);
+          break;
       }
       add_to_keys(y, rows);
     });
@@ -434,8 +466,8 @@ class BackwardBand : Band<T> {
     std::memcpy(lse_ + i * layout_.width, call_.lse + Base::query_index(y, 0), width * sizeof(T));
     T* delta = delta_ + i * layout_.width;
     std::memset(delta, 0, width * sizeof(T));
-    const T* out = call_.out.image(this->batch_, this->head_) +
-                   (this->first_row_ + y) * call_.out.row_stride;
+    const T* out =
+        call_.out.image(this->batch_, this->head_) + (this->first_row_ + y) * call_.out.row_stride;
     const T* grad = Base::query(grad_, y, 0);
     for (int64_t c = 0; c < shape_.channels; ++c) {
       for (int64_t x = 0; x < width; ++x) delta[x] += grad[x] * out[x * call_.out.column_stride];
@@ -477,10 +509,10 @@ class BackwardBand : Band<T> {
   INLINE void sum_keys(int64_t y, int64_t x, int64_t c, const T* ds) {
     const int64_t size = shape_.kernel_size, window_row = size * weight_position_;
     V total[R][C] = {}, factor[R];
-    accumulate<T, R, C>(
-        total, {k_ + Base::key(y, x) + c * layout_.key_channel, Base::chunk_key_row(),
-                layout_.key_channel, key_taps_, ds, weight_row_ - window_row, window_row,
-                position_taps_, size, 0, R + size - 1, 0, size});
+    accumulate<T, R, C>(total,
+                        {k_ + Base::key(y, x) + c * layout_.key_channel, Base::chunk_key_row(),
+                         layout_.key_channel, key_taps_, ds, weight_row_ - window_row, window_row,
+                         position_taps_, size, 0, R + size - 1, 0, size});
     for (int i = 0; i < R; ++i) factor[i] = V{} + call_.scale * T(LOG2_E);
     T* out = call_.grad_q.image(this->batch_, this->head_) + c * call_.grad_q.channel_stride +
              (this->first_row_ + y) * call_.grad_q.row_stride + x;
@@ -504,9 +536,15 @@ class BackwardBand : Band<T> {
       for (int64_t x = 0; x < layout_.width + layout_.reach; x += lanes) {
         for (int64_t m = 0; m < key_rows; m += ROWS) {
           switch (key_rows - m) {
-            case 1: add_to_key_rows<1>(y, rows, m, x, phase, taps); break;
-            case 2: add_to_key_rows<2>(y, rows, m, x, phase, taps); break;
-            default: add_to_key_rows<3>(y, rows, m, x, phase, taps); break;
+            case 1:
+              add_to_key_rows<1>(y, rows, m, x, phase, taps);
+              break;
+            case 2:
+              add_to_key_rows<2>(y, rows, m, x, phase, taps);
+              break;
+            default:
+              add_to_key_rows<3>(y, rows, m, x, phase, taps);
+              break;
           }
         }
       }
@@ -542,10 +580,10 @@ class BackwardBand : Band<T> {
     }
     // Row i of the sum is key m + i, which is in window row m + i - r of query row r.
     accumulate<T, R, C>(
-        total, {Base::query(queries, y, x) + c * layout_.query_channel, Base::chunk_query_row(),
-                layout_.query_channel, shifts_, weights + layout_.margin + x + m * window_row,
-                window_row, weight_row_ - window_row, shifted_weights_, taps, 0, rows,
-                m - size + 1, m + 1});
+        total,
+        {Base::query(queries, y, x) + c * layout_.query_channel, Base::chunk_query_row(),
+         layout_.query_channel, shifts_, weights + layout_.margin + x + m * window_row, window_row,
+         weight_row_ - window_row, shifted_weights_, taps, 0, rows, m - size + 1, m + 1});
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
@@ -565,8 +603,8 @@ class BackwardBand : Band<T> {
     const Maps<T>* maps[] = {&call_.grad_k, &call_.grad_v};
     for (int which = 0; which < 2; ++which) {
       T* image = maps[which]->image(this->batch_, this->head_);
-      T* halo = call_.halo +
-                (item * 2 + which) * shape_.halo_rows() * shape_.channels * shape_.width;
+      T* halo =
+          call_.halo + (item * 2 + which) * shape_.halo_rows() * shape_.channels * shape_.width;
       for (int64_t r = 0; r < this->key_rows_; ++r) {
         const T* from = grads[which] + r * layout_.key_row;
         const int64_t row = r - padding;
@@ -581,8 +619,9 @@ class BackwardBand : Band<T> {
       // Rows between windows, which no query sees.
       for (int64_t row = this->key_rows_ - padding; row < own; ++row) {
         for (int64_t c = 0; c < shape_.channels; ++c) {
-          std::memset(image + c * maps[which]->channel_stride + (first + row) * maps[which]->row_stride,
-                      0, shape_.width * sizeof(T));
+          std::memset(
+              image + c * maps[which]->channel_stride + (first + row) * maps[which]->row_stride, 0,
+              shape_.width * sizeof(T));
         }
       }
     }
@@ -616,8 +655,8 @@ void attention_fold_halo(const AttentionBackward<T>& call, int64_t begin, int64_
   const Maps<T>* maps[] = {&call.grad_k, &call.grad_v};
   for (int64_t item = begin * s.bands(); item < end * s.bands(); ++item) {
     const int64_t image = item / s.bands(), first_row = item % s.bands() * s.band_rows();
-    const int64_t last_row = first_row + s.band_rows() < s.query_height
-                                 ? first_row + s.band_rows() : s.query_height;
+    const int64_t last_row =
+        first_row + s.band_rows() < s.query_height ? first_row + s.band_rows() : s.query_height;
     const int64_t first = s.stride * first_row;
     const int64_t next = s.stride * last_row < s.height ? s.stride * last_row : s.height;
     const int64_t key_rows = s.covered_rows(last_row - first_row);

@@ -32,12 +32,24 @@ class PointwiseBlock {
     for (int64_t o = 0; o < call_.results_count; o += RESULTS) {
       for (int64_t x = 0; x < count_; x += slice) {
         switch (call_.results_count - o) {
-          case 1: multiply<1>(o, x); break;
-          case 2: multiply<2>(o, x); break;
-          case 3: multiply<3>(o, x); break;
-          case 4: multiply<4>(o, x); break;
-          case 5: multiply<5>(o, x); break;
-          default: multiply<RESULTS>(o, x); break;
+          case 1:
+            multiply<1>(o, x);
+            break;
+          case 2:
+            multiply<2>(o, x);
+            break;
+          case 3:
+            multiply<3>(o, x);
+            break;
+          case 4:
+            multiply<4>(o, x);
+            break;
+          case 5:
+            multiply<5>(o, x);
+            break;
+          default:
+            multiply<RESULTS>(o, x);
+            break;
         }
       }
     }

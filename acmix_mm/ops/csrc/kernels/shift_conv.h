@@ -5,8 +5,8 @@
 
 namespace acmix {
 
-// A convolution with few inputs and outputs in each of many groups. The inputs of group g are channel
-// g of every map, read where they are.
+// A convolution with few inputs and outputs in each of many groups. The inputs of group g are
+// channel g of every map, read where they are.
 struct ConvShape : Window {
   int64_t batch, groups, inputs, outputs;
   int64_t height, width;                // of the inputs
@@ -39,7 +39,7 @@ struct ConvolutionWeightGrad {
   ConvShape shape;
   bool constant;
   const Maps<const T>*maps, *grads;  // tables: one map each
-  T* partial;  // (items, outputs, inputs, k, k): the share of each band
+  T* partial;                        // (items, outputs, inputs, k, k): the share of each band
 };
 
 template <typename T>

@@ -96,10 +96,18 @@ class ConvolveBand : ConvBand<T> {
     Base::copy_inputs(call_.maps, call_.spread, call_.constant, source_);
     for (int64_t o = 0; o < shape_.outputs; o += OUTPUTS) {
       switch (shape_.outputs - o) {
-        case 1: run_outputs<1>(o); break;
-        case 2: run_outputs<2>(o); break;
-        case 3: run_outputs<3>(o); break;
-        default: run_outputs<OUTPUTS>(o); break;
+        case 1:
+          run_outputs<1>(o);
+          break;
+        case 2:
+          run_outputs<2>(o);
+          break;
+        case 3:
+          run_outputs<3>(o);
+          break;
+        default:
+          run_outputs<OUTPUTS>(o);
+          break;
       }
     }
   }
@@ -158,12 +166,24 @@ class ConvolveBand : ConvBand<T> {
       const int64_t high = m + 1 < R ? m + 1 : R;
       // The accumulators stay in registers only where their numbers are constants.
       switch (low * 4 + high) {
-        case 1: add_row<O, R, X, 0, 1>(total, source, m); break;
-        case 2: if constexpr (R > 2) add_row<O, R, X, 0, 2>(total, source, m); break;
-        case 3: if constexpr (R > 2) add_row<O, R, X, 0, 3>(total, source, m); break;
-        case 6: if constexpr (R > 2) add_row<O, R, X, 1, 2>(total, source, m); break;
-        case 7: if constexpr (R > 2) add_row<O, R, X, 1, 3>(total, source, m); break;
-        case 11: if constexpr (R > 2) add_row<O, R, X, 2, 3>(total, source, m); break;
+        case 1:
+          add_row<O, R, X, 0, 1>(total, source, m);
+          break;
+        case 2:
+          if constexpr (R > 2) add_row<O, R, X, 0, 2>(total, source, m);
+          break;
+        case 3:
+          if constexpr (R > 2) add_row<O, R, X, 0, 3>(total, source, m);
+          break;
+        case 6:
+          if constexpr (R > 2) add_row<O, R, X, 1, 2>(total, source, m);
+          break;
+        case 7:
+          if constexpr (R > 2) add_row<O, R, X, 1, 3>(total, source, m);
+          break;
+        case 11:
+          if constexpr (R > 2) add_row<O, R, X, 2, 3>(total, source, m);
+          break;
       }
       source += shape_.dilation * layout_.key_row;
     }
@@ -243,10 +263,18 @@ class WeightGradBand : ConvBand<T> {
     partial_ = call_.partial + item * shape_.outputs * shape_.inputs * size_ * size_;
     for (int64_t o = 0; o < shape_.outputs; o += OUTPUTS) {
       switch (shape_.outputs - o) {
-        case 1: run_outputs<1>(o); break;
-        case 2: run_outputs<2>(o); break;
-        case 3: run_outputs<3>(o); break;
-        default: run_outputs<OUTPUTS>(o); break;
+        case 1:
+          run_outputs<1>(o);
+          break;
+        case 2:
+          run_outputs<2>(o);
+          break;
+        case 3:
+          run_outputs<3>(o);
+          break;
+        default:
+          run_outputs<OUTPUTS>(o);
+          break;
       }
     }
   }

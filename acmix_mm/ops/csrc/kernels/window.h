@@ -32,7 +32,8 @@ struct Window {
 
 // Work is shared out in bands of `rows` rows. A multiple of the 3 rows that kernels take at a time,
 // few enough to stay in the second-level cache when a row has `row_size` elements, but enough that
-// the halo costs little. It depends on sizes alone: results are the same with any number of threads.
+// the halo costs little. It depends on sizes alone: results are the same with any number of
+// threads.
 INLINE int64_t band_rows(int64_t rows, int64_t row_size) {
   constexpr int64_t elements = 1 << 17;
   int64_t most = elements / row_size;
