@@ -19,7 +19,6 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
 
 import acmix_mm  # noqa: F401  registers the backbones before the config is read
 from acmix_mm.complexity import Complexity, measure_parts
