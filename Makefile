@@ -23,7 +23,7 @@ lint: install ## check style, format and types
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m ruff format --check .
 	@$(PYTHON_BIN) -m mypy
-	@$(dir $(PYTHON_BIN))clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
+	@$(dir $(PYTHON_BIN))clang-format --dry-run -Werror $$(find acmix_mm/ops/csrc -name '*.cpp' -o -name '*.h')
 
 clean: ## remove .venv and the caches; the compiled mmcv stays in the user's cache
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info acmix_mm/.mim acmix_mm/ops/*.so
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage build dist *.egg-info acmix_mm/.mim acmix_mm/ops/*.so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build the C++ kernels, and put configs and tools into the package as OpenMMLab's packages do."""
 
 import os
@@ -10,8 +11,9 @@ from setuptools.command.build_py import build_py
 
 try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
-except ImportError:  # pip's isolated build
+except ImportError as error:  # in pip's isolated build
     BuildExtension = None
+    TORCH_ERROR = error
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / 'acmix_mm' / 'ops' / 'csrc'
@@ -42,14 +44,26 @@ class BuildWithConfigs(build_py):
 def build_kernels() -> dict:
     """Return the C++ kernels as arguments of `setup`; none where they cannot be built.
 
-    The package works without them, only slower, and says so when it runs. The environment variable
-    ACMIX_BUILD_KERNELS=1 makes a build without kernels an error, and 0 leaves them out.
+    The package works without them, only slower, and warns about it when it runs: pip shows what a
+    build prints only if the build fails, or with -v. The environment variable ACMIX_BUILD_KERNELS
+    chooses:
+
+    * not set: build the kernels if torch and a compiler are there,
+    * 1: a build that ends without the kernels is an error, which names the reason,
+    * 0: leave the kernels out.
+
+    Raises:
+        SystemExit: If ACMIX_BUILD_KERNELS has another value, or is 1 and they cannot be built.
     """
-    if os.environ.get('ACMIX_BUILD_KERNELS') == '0':
+    choice = os.environ.get('ACMIX_BUILD_KERNELS', '')
+    if choice not in ('', '0', '1'):
+        sys.exit(f'acmix-mm: ACMIX_BUILD_KERNELS is {choice!r}; set it to 0 or 1, or not at all')
+    if choice == '0':
         return {}
     if BuildExtension is None:
         return skip_kernels(
-            'the build environment has no torch; use pip install --no-build-isolation'
+            f'the build environment has no torch ({TORCH_ERROR}); '
+            'use pip install --no-build-isolation'
         )
     if sys.platform not in ('linux', 'darwin'):
         return skip_kernels(f'they use extensions of g++ and clang++, not built on {sys.platform}')

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ACmix backbones for mmdetection and mmsegmentation.
 
 Importing this package registers everything that it offers; in a config,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counts parameters and multiply-adds of models with ACmix layers.
 
 :class:`torch.utils.flop_counter.FlopCounterMode` counts what torch's operators do. Left alone it

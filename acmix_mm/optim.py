@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which parameters decay: an optimizer constructor that knows the layers."""
 
 from typing import Any

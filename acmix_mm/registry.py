@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What mmengine is told when acmix-mm is imported: its registries and the names of its configs.
 
 The registries are mmengine's root registries. A class registered there is found, by its plain name,

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measurements of ACmix; run from the root of the repository, not part of the package."""

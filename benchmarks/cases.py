@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is compared: ACmix, the released formula, plain convolutions and plain backbones."""
 
 from collections.abc import Callable, Sequence

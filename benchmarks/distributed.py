@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train on one process and on several, the same images in each step, and compare the losses.
 
     python benchmarks/distributed.py [--processes 2 4] [--cases segmentor ...]
@@ -180,13 +181,13 @@ class Comparison:
 
     Args:
         case: A key of ``CASES``.
-        processes: How many.
-        first_loss: Of one process, in the first step.
-        last_loss: Of one process, in the last step.
+        processes: Number of processes.
+        first_loss: Loss of one process in the first step.
+        last_loss: Loss of one process in the last step.
         deviation: The largest difference between the losses of a step.
-        parameters: How many of the model's the first process holds, as a fraction.
+        parameters: Fraction of the model's parameters that the first process holds.
         same_images: Whether every step saw the same images.
-        evaluated: How many images the evaluation gathered.
+        evaluated: Number of images that the evaluation gathered.
         evaluated_once: Whether they are the held-out images, each once.
     """
 

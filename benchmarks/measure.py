@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How candidates are measured: in turn in one process, peak memory in a fresh process."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is reported: tables, a plot and raw figures."""
 
 import csv

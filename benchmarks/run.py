@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure ACmix against the released formula, plain convolutions and plain backbones.
 
     python -m benchmarks.run [--suites layer ...] [--quick] [--page docs/performance.md]

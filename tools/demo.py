@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train, evaluate and draw Mask R-CNN with an ACmix backbone on generated images.
 
     python tools/demo.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train and test the models of the metafiles, and put their results beside the published ones.
 
     python tools/reproduce.py [--only detection] [--gpus 8] [--dry-run] ['retinanet_*' ...]
@@ -53,11 +54,11 @@ class Model:
     """A model of a metafile.
 
     Args:
-        name: Also that of its folder.
-        config: Its path.
+        name: Name of the model, also used as the folder name.
+        config: Path of its config.
         task: One of the values of TASKS.
-        published: Metrics that others published of it, by the names of metafiles.
-        source: Where they did.
+        published: Published metrics of the model, under the names of the metafiles.
+        source: Where they were published.
     """
 
     name: str

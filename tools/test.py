@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluate a checkpoint of a detector, a segmentor or a classifier.
 
     python tools/test.py configs/mask_rcnn_acmix.py work_dirs/mask_rcnn_acmix/epoch_12.pth \

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train a detector, a segmentor or a classifier.
 
     python tools/train.py configs/mask_rcnn_acmix.py [--amp] [--resume] [--cfg-options ...]

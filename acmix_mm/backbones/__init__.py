@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ACmix backbones, each file from block to stage to backbone."""
 
 from .pvt import ACmixPVT

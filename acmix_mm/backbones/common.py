@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Argument checks and freezing, shared by the backbones."""
 
 from collections.abc import Iterable, Sequence

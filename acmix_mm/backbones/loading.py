@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load hook that converts checkpoints of other formats.
 
 A backbone ends its ``__init__`` with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PVT-ACmix: a pyramid vision transformer whose attention layers are ACmix layers."""
 
 from collections.abc import Sequence

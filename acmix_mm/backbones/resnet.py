@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ResNet-ACmix: bottlenecks whose 3x3 convolution is an ACmix layer."""
 
 from collections.abc import Sequence

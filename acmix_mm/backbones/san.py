@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SAN-ACmix: a self-attention network whose patch-wise attention layers are ACmix layers."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Swin-ACmix: a Swin transformer whose window attention layers are ACmix layers."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint formats: pure functions from state dict to state dict, and the files they lie in.
 
 Each family has a module with its ``FAMILY``: how our own format is recognised, and a table of rules
@@ -19,7 +20,8 @@ def identify(state_dict: StateDict) -> tuple[Family, Format] | None:
     """Tell in which format of which family a state dict is written.
 
     Args:
-        state_dict: Of a backbone or classifier, see :func:`unwrap` and :func:`backbone_part`.
+        state_dict: State dict of a backbone or classifier, see :func:`unwrap` and
+            :func:`backbone_part`.
 
     Returns:
         tuple | None: The family and the format, or None if it is none that we know.

@@ -1,4 +1,5 @@
-"""Checkpoint files, read without running anything that they hold."""
+# SPDX-License-Identifier: Apache-2.0
+"""Reads and writes checkpoint files without running code that they contain."""
 
 import hashlib
 import io
@@ -99,10 +100,10 @@ def write_checkpoint(
     """Write weights: a safetensors file if the name ends so, else as mmengine writes them.
 
     Args:
-        path: Of the file.
+        path: Path of the file; its folder is created if needed.
         state_dict: The weights.
-        meta: What else to keep; plain values.
-        hashed: Put the first 8 hex digits of the file's SHA-256 in its name,
+        meta: Other plain values to keep.
+        hashed: Whether to put the first 8 hex digits of the file's SHA-256 in its name,
             ``swin.pth`` -> ``swin-1a2b3c4d.pth``, as :func:`torch.hub.load_state_dict_from_url`
             checks it.
 

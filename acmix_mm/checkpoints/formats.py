@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How one format of checkpoints is told from others, and renamed to ours.
 
 A backbone's checkpoints form a :class:`Family`: our own format and the foreign ones that can be
@@ -13,25 +14,25 @@ import torch
 from torch import Tensor
 
 StateDict = Mapping[str, Tensor]
-Change = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor], Tensor]
 # Of one layer: their name -> our name, and how the tensor changes (None: not at all).
-LayerNames = Mapping[str, tuple[str, Change | None]]
+LayerNames = Mapping[str, tuple[str, Transform | None]]
 
 
 @dataclass(frozen=True)
 class Rule:
-    r"""What becomes of the entries whose whole name matches a pattern.
+    r"""How to convert the entries whose whole name matches a pattern.
 
     Args:
-        pattern: Regular expression for their name.
+        pattern: Regular expression for the name of an entry.
         target: Our name, which may use groups (``\1``); None drops the entry.
-        change: From their tensor to ours.
-        reason: Why an entry is dropped, for people to read.
+        transform: Function from the foreign tensor to ours.
+        reason: Why an entry is dropped, for messages.
     """
 
     pattern: str
     target: str | None
-    change: Change | None = None
+    transform: Transform | None = None
     reason: str = ''
 
 
@@ -82,8 +83,8 @@ class Family:
     """Every format that one backbone loads.
 
     Args:
-        name: Of the backbone's class.
-        marker: Of our own format, see :class:`Format`.
+        name: Name of the backbone's class.
+        marker: Marker of our own format, see :class:`Format`.
         foreign: The other formats.
         resize: By the end of an entry's name: how an entry of another shape than the network's is
             brought to that shape, ``(tensor, shape) -> tensor``.
@@ -140,7 +141,7 @@ def rename(state_dict: StateDict, rules: Sequence[Rule]) -> Conversion:
                 conversion.dropped[name] = rule.reason
             else:
                 target = conversion.renamed[name] = match.expand(rule.target)
-                tensor = rule.change(tensor) if rule.change else tensor
+                tensor = rule.transform(tensor) if rule.transform else tensor
                 pieces.setdefault(target, {})[order] = tensor
             break
         else:
@@ -155,15 +156,15 @@ def rules_of_layer(pattern: str, target: str, names: LayerNames) -> list[Rule]:
     r"""Rules for a layer that occurs in many places of a network.
 
     Args:
-        pattern: Regular expression for where it is in their names, with the trailing dot.
-        target: Where it is in ours, which may use the groups of ``pattern``.
-        names: Of the layer's own entries.
+        pattern: Regular expression for the foreign prefix of its entries, with the trailing dot.
+        target: Our prefix of the layer's entries, which may use the groups of ``pattern``.
+        names: Our names of the layer's entries by the foreign names.
 
     Examples:
         >>> rules_of_layer(r'layers\.(\d+)\.', r'stages.\1.', {'fc.weight': ('weight', None)})[0]
         Rule(pattern='layers\\.(\\d+)\\.fc\\.weight', target='stages.\\1.weight', ...)
     """
     return [
-        Rule(pattern + re.escape(theirs), target + ours, change)
-        for theirs, (ours, change) in names.items()
+        Rule(pattern + re.escape(theirs), target + ours, transform)
+        for theirs, (ours, transform) in names.items()
     ]

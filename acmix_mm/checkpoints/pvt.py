@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints that ACmixPVT loads: ours, plain PVT of the authors and of mmdet."""
 
 import re

@@ -1,4 +1,5 @@
-"""Names of the released ACmix layers, brought to ours."""
+# SPDX-License-Identifier: Apache-2.0
+"""Maps parameter names of the released code to ours."""
 
 import re
 from collections.abc import MutableMapping
@@ -29,12 +30,13 @@ SLIDING_WINDOW: LayerNames = {
 def accept_released_names(
     state_dict: MutableMapping[str, Tensor], prefix: str, names: LayerNames
 ) -> None:
-    """Rename, in place, what a released layer calls its parameters; for a layer's load hook.
+    """Rename, in place, parameters of a released layer to ours; for a layer's load hook.
 
     Args:
-        state_dict: Of the layer or of a network that has it; entries in our names stay.
-        prefix: Of the layer within it, with the trailing dot.
-        names: Of the layer.
+        state_dict: State dict of the layer or of a network that contains it. Entries that have our
+            names are not changed.
+        prefix: Prefix of the layer's entries, with the trailing dot.
+        names: Our names by the released names.
     """
     theirs = {prefix + name for name in names} & state_dict.keys()
     released = {name: state_dict.pop(name) for name in sorted(theirs)}

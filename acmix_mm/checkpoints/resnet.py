@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints that ACmixResNet loads: ours, released ResNet-ACmix, torchvision's ResNet."""
 
 from .formats import Family, Format, Rule, rules_of_layer

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints that ACmixSAN loads: ours, plain patch-wise SAN."""
 
 from .formats import Family, Format, Rule, StateDict

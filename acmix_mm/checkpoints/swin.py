@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints that ACmixSwin loads: ours, released Swin-ACmix, plain Swin of Microsoft and mm."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From what a file holds to the state dict of a backbone."""
 
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ def backbone_part(state_dict: StateDict) -> tuple[dict[str, Tensor], list[str]]:
     """Take a backbone out of a detector, segmentor or classifier of an mm library.
 
     Args:
-        state_dict: Of a whole model (with names under ``backbone.``) or of a backbone.
+        state_dict: State dict of a whole model (with names under ``backbone.``) or of a backbone.
 
     Returns:
         tuple: The backbone's state dict without the prefix, and the names outside it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ACmix layers.
 
 :class:`ACmix`, :class:`WindowACmix`, :class:`ShiftConv` and :class:`PathMix` need torch alone; the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sliding-window ACmix layer of ResNet-ACmix."""
 
 from collections.abc import MutableMapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``dict(type='ACmix')``: ACmix with the signature of a convolution."""
 
 from collections.abc import Sequence

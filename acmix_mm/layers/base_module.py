@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The base class of the layers: mmengine's where it is installed."""
 
 from importlib.util import find_spec

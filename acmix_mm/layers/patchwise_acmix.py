@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ACmix layer of SAN-ACmix: patch-wise self-attention."""
 
 import torch

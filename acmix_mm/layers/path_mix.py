@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The weighted sum of the two paths of ACmix."""
 
 from typing import Any

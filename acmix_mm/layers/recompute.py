@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Activation checkpointing that updates BatchNorm statistics once."""
 
 from collections.abc import Callable, Iterator

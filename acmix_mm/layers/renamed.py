@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A clear error for arguments that have a new name."""
 
 from collections.abc import Callable

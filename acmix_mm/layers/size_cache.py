@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cache of tensors that depend on a size alone."""
 
 from collections.abc import Callable, Hashable

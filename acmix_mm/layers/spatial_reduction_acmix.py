@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ACmix layer of PVT-ACmix: attention to spatially reduced keys and values."""
 
 import torch.nn.functional as F

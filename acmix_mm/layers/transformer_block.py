@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The block of the transformer backbones (Swin and PVT)."""
 
 from mmcv.cnn import build_norm_layer

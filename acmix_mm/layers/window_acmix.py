@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The window ACmix layer of Swin-ACmix."""
 
 from collections.abc import MutableMapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stages of ACmix as functions on tensors. They need torch alone."""
 
 from .backends.registry import available_backends, use_backend

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of the arguments of operators and layers."""
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ def check_odd(*, of: str = '', **sizes: int) -> None:
     """Raise ValueError unless every size is a positive odd integer.
 
     Args:
-        of: Whose sizes they are, for the message.
+        of: Name of the operator or layer, for the message.
         **sizes: Values by the names of the arguments.
 
     Examples:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The public operators. Each checks its arguments, chooses a backend and calls it."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lets tools see an operator as one call, whatever its backend is written in."""
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reflection padding for maps of any size."""
 
 import torch
@@ -12,7 +13,7 @@ def reflect_indices(size: int, padding: int, device: torch.device | None = None)
         size: Length of the axis, at least 1. A single element repeats itself.
         padding: Elements added on each side; may exceed ``size``, the reflection then goes on
             back and forth.
-        device: Where the indices are made.
+        device: Device on which the indices are made.
 
     Returns:
         Tensor: int64 of shape ``(size + 2 * padding,)``.

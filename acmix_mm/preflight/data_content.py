@@ -1,4 +1,5 @@
-"""Look into the data of a config: what is in it, and whether it can be used as the config means to.
+# SPDX-License-Identifier: Apache-2.0
+"""Inspect the data of a config: what they contain, and whether the config can use them.
 
 Data sets are read by their own classes, with two exceptions for the sake of time: COCO's annotation
 file is not indexed, and of the images a sample is decoded.
@@ -27,12 +28,12 @@ Record = dict[str, Any]
 
 @dataclass
 class Report:
-    """What was found in a data set.
+    """Findings of the inspection of a data set.
 
-    Args:
-        summary: How much there is of what.
-        errors: What keeps the data from being used as the config means to, each with its mend.
-        notes: What may well be meant, such as a subset.
+    Attributes:
+        summary: Numbers of images, annotations and classes.
+        errors: Problems that make the data unusable for the config, each with a suggested fix.
+        notes: Findings that may be intended, such as a subset.
     """
 
     summary: str = ''

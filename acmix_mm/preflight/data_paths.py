@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that the data which a config reads is there, before anything is built."""
 
 import os
@@ -13,12 +14,12 @@ from .known_datasets import KNOWN
 
 @dataclass(frozen=True)
 class Missing:
-    """A path that a config reads and that is not there.
+    """A path that a config reads and that does not exist.
 
-    Args:
+    Attributes:
         path: As the dataset would open it.
-        used_by: Where in the config it stands, such as ``'train_dataloader, ann_file'``.
-        source: Where the data can be had, or None if that is not known.
+        used_by: Place in the config that names it, such as ``'train_dataloader, ann_file'``.
+        source: Where to get the data, or None if that is not known.
     """
 
     path: str

@@ -1,4 +1,5 @@
-"""Data sets that configs usually name: where they come from, and how much is in them."""
+# SPDX-License-Identifier: Apache-2.0
+"""Public data sets that configs name: where to get them, and their sizes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,10 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """What is known of a data set before a file of it is read.
+    """Expected source and size of a public data set.
 
-    Args:
-        source: How it can be had.
+    Attributes:
+        source: Where to get it.
         counts: Number of images, and of annotations where they are counted, by the end of the path
             of an annotation file or an image folder.
     """
@@ -18,10 +19,10 @@ class KnownDataset:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def counts_of(self, paths: Iterable[str | None]) -> dict[str, int]:
-        """The counts of the part that lies at one of the paths; empty if none is known.
+        """Return the counts of the part at one of the paths; empty if it is unknown.
 
         Args:
-            paths: Of a dataset: its annotation file and folders, as far as it has them.
+            paths: Annotation file and folders of a dataset; None for those that it lacks.
 
         Examples:
             >>> KNOWN['CityscapesDataset'].counts_of(['data/cityscapes/leftImg8bit/val'])

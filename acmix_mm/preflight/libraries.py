@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks, when acmix-mm is imported, that the libraries it needs are installed and compatible.
 
 mmengine, mmcv, mmdet, mmseg and mmpretrain each come from two distributions, upstream's and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that the checkpoints which a run starts from can be had, before anything is built."""
 
 import os

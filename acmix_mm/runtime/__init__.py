@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the command-line tools share: reading a config, checking its inputs, building a runner."""
 
 from .config import (

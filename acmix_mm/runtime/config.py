@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command-line options and configs of the tools, and the runner that a config describes.
 
 Mistakes of the user end the process with one message and exit code 1; a traceback means a mistake

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that work together: on CPUs, where mmengine takes GPUs for granted, and with FSDP."""
 
 import atexit
@@ -77,7 +78,7 @@ def check_fsdp(cfg: Config) -> None:
     """End the process with one message if a config asks for FSDP in a way that it cannot work.
 
     Args:
-        cfg: With or without FSDP.
+        cfg: Config with or without FSDP.
     """
     if not _uses_fsdp(cfg):
         return

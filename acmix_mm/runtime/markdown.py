@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables and generated parts of Markdown pages."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Workarounds for mmengine, each with its reason.
 
 Our own tools apply them when they build a runner. Importing acmix-mm does not: other programs call

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Count parameters and FLOPs of a config's model, and of its parts.
 
     python tools/analysis/get_flops.py configs/mask_rcnn_acmix.py [--shape 800 1280]

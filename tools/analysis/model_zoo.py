@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the tables of docs/model_zoo.md: sizes of backbones, and models with their results.
 
     python tools/analysis/model_zoo.py [--check]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convert a checkpoint to the format of acmix-mm.
 
     python tools/checkpoints/convert.py IN OUT

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Publish a checkpoint: the weights alone, with a hash in the file's name.
 
     python tools/checkpoints/publish.py IN OUT

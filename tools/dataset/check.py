@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that the data of a config is there and can be used.
 
     python tools/dataset/check.py configs/mask_rcnn_acmix.py [--samples 32] [--cfg-options ...]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make the shapes data set: a small COCO-format data set for demos and tests.
 
     python tools/dataset/make_shapes.py [--out data/shapes]

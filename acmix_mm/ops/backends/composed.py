@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shift-convolution path as one grouped convolution.
 
 The fully connected layer and the shifting convolution are both linear, so their small weights are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled kernels for CPUs, as operators of :mod:`torch.library` with autograd.
 
 The package works without them, only slower; :data:`MISSING` then holds the reason.

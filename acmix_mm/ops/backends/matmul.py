@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Projections by one matrix product of torch (on CPUs) or one convolution (elsewhere)."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The definitions of all operators: im2col and a full stack of k_c^2 maps, as published.
 
 Every other backend is compared with this one. It is slow and keeps ``kernel_size ** 2`` copies of

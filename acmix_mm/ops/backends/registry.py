@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which backends each operator has, and which of them runs a call."""
 
 import logging

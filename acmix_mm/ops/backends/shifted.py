@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The aggregation of patch-wise self-attention as a sum of shifted maps, one at a time.
 
 Nothing larger than the weights is ever held.

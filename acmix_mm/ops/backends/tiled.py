@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Neighbourhood attention by halo tiles and ``F.scaled_dot_product_attention``.
 
 Queries are cut into square tiles. The keys that any query of a tile sees form one square too, the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Neighbourhood attention by Triton kernels, for NVIDIA GPUs.
 
 Triton is imported when this backend is first asked for, not with acmix-mm.

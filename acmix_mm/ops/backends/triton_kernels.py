@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="no-untyped-def"
 """Neighbourhood attention as fused CUDA kernels, written in Triton: no im2col, no padded copies.
 

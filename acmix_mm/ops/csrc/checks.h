@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checks of the arguments of the operators. Python callers are checked in Python with friendlier
 // messages; these checks keep every other caller of the dispatcher from crashing the process.
 #pragma once

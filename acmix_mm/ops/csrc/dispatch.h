@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernels compiled for each instruction set, and the choice among them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Importing acmix_mm.ops._C registers the operators; the module itself is empty.
 #include <Python.h>
 

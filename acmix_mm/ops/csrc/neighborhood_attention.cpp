@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // torch.ops.acmix_mm.neighborhood_attention_forward and _backward on the CPU.
 #include <ATen/Parallel.h>
 #include <torch/library.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // torch.ops.acmix_mm.pointwise_conv_forward and _backward on the CPU.
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>

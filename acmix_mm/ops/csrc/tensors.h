@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tensors of torch as the kernels see them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Compiles all kernels for the instruction set that the including file names.
 
 // Before the instruction set is switched on: inline functions of the system stay common code.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Kernels for x86-64 processors with AVX2 and FMA.
 #if defined(__x86_64__)
 #define ISA avx2

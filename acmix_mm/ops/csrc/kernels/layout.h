@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where a band's pixels lie in scratch memory, the same for every band of a call.
 #pragma once
 

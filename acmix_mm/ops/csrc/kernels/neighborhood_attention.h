@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the torch binding and the kernels of neighbourhood attention share.
 #pragma once
 

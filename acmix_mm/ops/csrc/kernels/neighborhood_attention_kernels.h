@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Neighbourhood attention, forward and backward, vectorised along the rows of the maps.
 //
 // A band of rows of one head is copied to scratch memory: keys and values with their reflected

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the torch binding and the kernel of the 1x1 convolution share.
 #pragma once
 

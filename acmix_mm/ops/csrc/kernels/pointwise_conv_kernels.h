@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // 1x1 convolution as a matrix product of few rows, the channels, and many columns, the pixels.
 //
 // A block of pixels of all channels is copied to scratch memory, in slices that a row of registers

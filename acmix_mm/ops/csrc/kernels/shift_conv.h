@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the torch binding and the kernels of the grouped convolution share.
 #pragma once
 

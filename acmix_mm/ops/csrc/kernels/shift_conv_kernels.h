@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Grouped convolution with few inputs and outputs per group, vectorised along the rows.
 //
 // A band of rows of one group is copied to scratch memory with its border of zeros. Then every

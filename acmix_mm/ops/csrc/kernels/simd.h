@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Vectors of the instruction set that the including file is compiled for.
 //
 // Every kernels_<isa>.cpp defines ISA, VECTOR_BYTES and VECTOR_REGISTERS, switches its instruction

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Windows of pixels, as attention and convolution know them.
 #pragma once
 
