@@ -66,7 +66,7 @@ class Checkout:
 
     def start(self, **environment: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [shutil.which('bash'), str(self.folder / 'requirements' / 'install.sh')],
+            [str(shutil.which('bash')), str(self.folder / 'requirements' / 'install.sh')],
             env={**self.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

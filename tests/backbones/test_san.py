@@ -40,7 +40,7 @@ def test_every_parameter_gets_a_gradient(batch_size, size):
         assert out.shape[2:] == tuple(side // 2**i for side in size)
     sum(out.square().mean() for out in outs).backward()
     for name, parameter in backbone.named_parameters():
-        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_checkpointing_changes_nothing():
