@@ -13,7 +13,7 @@ from torch import nn
 
 HEIGHT, WIDTH = 64, 96
 # Of each backbone, the smallest that has all its parts, and none of them silent in the first step.
-SMALL = dict(
+SMALL: dict[str, dict] = dict(
     ACmixResNet=dict(depth=26, zero_init_residual=False),
     ACmixSAN=dict(depth=10),
     ACmixPVT=dict(num_layers=(1, 1, 1, 1), drop_path_rate=0.0),

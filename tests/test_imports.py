@@ -45,7 +45,7 @@ ARROWS = {
 def imported_modules(file: Path) -> set[str]:
     """Absolute names of all modules that a file's import statements name."""
     package = '.'.join(file.relative_to(PACKAGE.parent).parent.parts)
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)

@@ -7,7 +7,7 @@ from mmengine.registry import DefaultScope
 
 from acmix_mm.registry import MODELS
 
-BACKBONES = {
+BACKBONES: dict[str, dict] = {
     'ACmixResNet': dict(depth=26, base_channels=8),
     'ACmixPVT': dict(embed_dims=4, num_layers=(1, 1, 1, 1)),
     'ACmixSAN': dict(depth=10, base_channels=32),

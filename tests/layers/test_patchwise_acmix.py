@@ -35,7 +35,7 @@ def convolution(layer: PatchwiseACmix, x: Tensor) -> Tensor:
     """The convolution path as released for convolutional networks, on maps of R channels."""
     rel = layer.rel_channels
     maps = layer.qkv(x).unflatten(1, (-1, rel))
-    out = 0
+    out = x.new_zeros(())
     kernels = layer.shift_conv.kernel.chunk(len(layer.shift_conv.fc_weight))
     for weight, kernel in zip(layer.shift_conv.fc_weight, kernels, strict=True):
         mixed = torch.einsum('im,bmghw->bgihw', weight, maps).flatten(1, 2)

@@ -35,7 +35,7 @@ def convolution(layer: SpatialReductionACmix, x: Tensor) -> Tensor:
     """The convolution path as released for transformers: two layers, channels head_dim major."""
     head_dim = x.shape[-1] // layer.num_heads
     maps = layer.qkv(x).movedim(-1, 1).unflatten(1, (3 * layer.num_heads, head_dim))
-    out = 0
+    out = x.new_zeros(())
     conv = layer.shift_conv
     kernels = conv.kernel.chunk(len(conv.fc_weight))
     for weight, bias, kernel in zip(conv.fc_weight, conv.fc_bias, kernels, strict=True):

@@ -19,7 +19,8 @@ try:
 except ImportError as error:
     MISSING = (
         f'the C++ kernels are not built, or not for this torch ({error}); '
-        'install acmix-mm from source with `pip install --no-build-isolation .`'
+        'run `ACMIX_BUILD_KERNELS=1 pip install --no-build-isolation .` in a checkout: '
+        'it builds them or says why it cannot'
     )
 
 
