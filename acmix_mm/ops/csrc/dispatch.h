@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels compiled for each instruction set, and the choice among them.
+// Chooses the kernels compiled for the processor's instruction set, and runs them on threads.
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <c10/util/Exception.h>
+
+#include <new>
+#include <string>
 
 #include "kernels/neighborhood_attention.h"
 #include "kernels/pointwise_conv.h"
@@ -10,7 +15,7 @@
 
 namespace acmix {
 
-// Defined in kernels.h, for float and double.
+// Defined in kernels/kernels.h, for float and double.
 #define ACMIX_DECLARE(isa)                 \
   namespace isa {                          \
   template <typename T>                    \
@@ -21,7 +26,8 @@ namespace acmix {
   PointwiseKernels<T> pointwise_kernels(); \
   }
 
-// What torch's own kernels use on this processor; ATEN_CPU_CAPABILITY overrides it for both.
+// The instruction set that torch's own kernels use. The environment variable ATEN_CPU_CAPABILITY
+// overrides it for both.
 #if defined(__x86_64__)
 #define ACMIX_CHOOSE(kernels)                                     \
   static const std::string capability = at::get_cpu_capability(); \
@@ -52,5 +58,17 @@ PointwiseKernels<T> pointwise_kernels() {
 
 #undef ACMIX_DECLARE
 #undef ACMIX_CHOOSE
+
+// Calls `run(begin, end)` for ranges of the items [0, count) on the threads of torch.
+template <typename F>
+void run_items(const char* op, int64_t count, const F& run) {
+  try {
+    at::parallel_for(0, count, 1, run);
+  } catch (const std::bad_alloc&) {
+    TORCH_CHECK(false, op,
+                ": not enough memory for the scratch space of the kernels, which grows with the "
+                "number of channels and with dilation * kernel_size; use smaller ones");
+  }
+}
 
 }  // namespace acmix

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // torch.ops.acmix_mm.neighborhood_attention_forward and _backward on the CPU.
-#include <ATen/Parallel.h>
+#include <ATen/Dispatch.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -13,63 +13,50 @@
 namespace acmix {
 namespace {
 
-AttentionShape shape_of(const Tensor& q, const Tensor& k, int64_t kernel_size, int64_t stride,
-                        int64_t dilation) {
-  return {{kernel_size, stride, dilation},
-          k.size(0),
-          k.size(1),
-          k.size(2),
-          k.size(3),
-          k.size(4),
-          q.size(3),
-          q.size(4)};
-}
-
-void check(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, int64_t kernel_size,
-           int64_t stride, int64_t dilation) {
-  check_window(op, kernel_size, stride, dilation);
-  check_tensor(op, "k", k, 5);
-  check_tensor(op, "q", q, 5);
-  check_tensor(op, "v", v, 5);
-  check_dtype(op, "q", q, k.scalar_type());
-  check_dtype(op, "v", v, k.scalar_type());
+// Returns the geometry after checking the arguments.
+BandedShape checked_shape(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
+                          const Window& window) {
+  check_window(op, window);
+  for (const auto& [name, tensor] : {std::pair{"k", k}, std::pair{"q", q}, std::pair{"v", v}}) {
+    check_tensor(op, name, tensor, 5);
+    check_dtype(op, name, tensor, k.scalar_type());
+  }
   check_shape(op, "v", v, k.sizes());
-  check_shape(
-      op, "q", q,
-      {k.size(0), k.size(1), k.size(2), ceil_div(k.size(3), stride), ceil_div(k.size(4), stride)});
-}
-
-template <typename T>
-void run_forward(const AttentionForward<T>& call) {
-  const auto kernels = attention_kernels<T>();
-  at::parallel_for(0, call.shape.items(), 1,
-                   [&](int64_t begin, int64_t end) { kernels.forward(call, begin, end); });
-}
-
-template <typename T>
-void run_backward(const AttentionBackward<T>& call) {
-  const auto kernels = attention_kernels<T>();
-  at::parallel_for(0, call.shape.items(), 1,
-                   [&](int64_t begin, int64_t end) { kernels.backward(call, begin, end); });
-  at::parallel_for(0, call.shape.batch * call.shape.heads, 1,
-                   [&](int64_t begin, int64_t end) { kernels.fold_halo(call, begin, end); });
+  const BandedShape shape{window,
+                          k.size(0),
+                          k.size(1),
+                          k.size(2),
+                          k.size(3),
+                          k.size(4),
+                          ceil_div(k.size(3), window.stride),
+                          ceil_div(k.size(4), window.stride)};
+  check_shape(op, "q", q,
+              {shape.batch, shape.groups, shape.channels, shape.out_height, shape.out_width});
+  check_scratch(op, shape);
+  return shape;
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                    int64_t kernel_size, int64_t stride, int64_t dilation,
                                    double scale) {
-  check("neighborhood_attention_forward", q, k, v, kernel_size, stride, dilation);
+  constexpr const char* op = "neighborhood_attention_forward";
+  const auto shape = checked_shape(op, q, k, v, {kernel_size, stride, dilation});
   const auto type = compute_type(q);
   const Tensor q_ = q.to(type), k_ = k.to(type), v_ = v.to(type);
-  const auto shape = shape_of(q, k, kernel_size, stride, dilation);
   Tensor out = empty(q.sizes(), q_.options());
   Tensor lse = empty({q.size(0), q.size(1), q.size(3), q.size(4)}, q_.options());
-  auto run = [&](auto zero) {
-    using T = decltype(zero);
-    run_forward<T>({shape, static_cast<T>(scale), read<T>(q_), read<T>(k_), read<T>(v_),
-                    write<T>(out), lse.mutable_data_ptr<T>()});
-  };
-  type == at::kDouble ? run(0.0) : run(0.0f);
+  AT_DISPATCH_FLOATING_TYPES(type, op, [&] {
+    const AttentionForward<scalar_t> call{shape,
+                                          static_cast<scalar_t>(scale),
+                                          read<scalar_t>(q_),
+                                          read<scalar_t>(k_),
+                                          read<scalar_t>(v_),
+                                          write<scalar_t>(out),
+                                          lse.mutable_data_ptr<scalar_t>()};
+    const auto kernels = attention_kernels<scalar_t>();
+    run_items(op, shape.items(),
+              [&](int64_t begin, int64_t end) { kernels.forward(call, begin, end); });
+  });
   return {out.to(q.scalar_type()), lse};
 }
 
@@ -77,8 +64,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
                                             const Tensor& k, const Tensor& v, const Tensor& out,
                                             const Tensor& lse, int64_t kernel_size, int64_t stride,
                                             int64_t dilation, double scale) {
-  const char* op = "neighborhood_attention_backward";
-  check(op, q, k, v, kernel_size, stride, dilation);
+  constexpr const char* op = "neighborhood_attention_backward";
+  const auto shape = checked_shape(op, q, k, v, {kernel_size, stride, dilation});
   const auto type = compute_type(q);
   for (const auto& [name, tensor] : {std::pair{"grad_out", grad_out}, std::pair{"out", out}}) {
     check_tensor(op, name, tensor, 5);
@@ -90,21 +77,32 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
   check_shape(op, "lse", lse, {q.size(0), q.size(1), q.size(3), q.size(4)});
   const Tensor q_ = q.to(type), k_ = k.to(type), v_ = v.to(type);
   const Tensor out_ = out.to(type), grad_out_ = grad_out.to(type), lse_ = lse.contiguous();
-  const auto shape = shape_of(q, k, kernel_size, stride, dilation);
   Tensor grad_q = empty(q.sizes(), q_.options());
   Tensor grad_k = empty(k.sizes(), q_.options());
   Tensor grad_v = empty(k.sizes(), q_.options());
   Tensor halo =
-      empty({shape.items(), 2, shape.halo_rows(), shape.channels, shape.width}, q_.options());
-  auto run = [&](auto zero) {
-    using T = decltype(zero);
-    run_backward<T>({shape, static_cast<T>(scale), read<T>(q_), read<T>(k_), read<T>(v_),
-                     read<T>(out_), read<T>(grad_out_), lse_.const_data_ptr<T>(), write<T>(grad_q),
-                     write<T>(grad_k), write<T>(grad_v), halo.mutable_data_ptr<T>()});
-  };
-  type == at::kDouble ? run(0.0) : run(0.0f);
-  const auto wanted = q.scalar_type();
-  return {grad_q.to(wanted), grad_k.to(wanted), grad_v.to(wanted)};
+      empty({shape.items(), 2, halo_rows(shape), shape.channels, shape.width}, q_.options());
+  AT_DISPATCH_FLOATING_TYPES(type, op, [&] {
+    const AttentionBackward<scalar_t> call{shape,
+                                           static_cast<scalar_t>(scale),
+                                           read<scalar_t>(q_),
+                                           read<scalar_t>(k_),
+                                           read<scalar_t>(v_),
+                                           read<scalar_t>(out_),
+                                           read<scalar_t>(grad_out_),
+                                           lse_.const_data_ptr<scalar_t>(),
+                                           write<scalar_t>(grad_q),
+                                           write<scalar_t>(grad_k),
+                                           write<scalar_t>(grad_v),
+                                           halo.mutable_data_ptr<scalar_t>()};
+    const auto kernels = attention_kernels<scalar_t>();
+    run_items(op, shape.items(),
+              [&](int64_t begin, int64_t end) { kernels.backward(call, begin, end); });
+    run_items(op, shape.batch * shape.groups,
+              [&](int64_t begin, int64_t end) { kernels.fold_halo(call, begin, end); });
+  });
+  const auto result_type = q.scalar_type();
+  return {grad_q.to(result_type), grad_k.to(result_type), grad_v.to(result_type)};
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // torch.ops.acmix_mm.pointwise_conv_forward and _backward on the CPU.
-#include <ATen/Parallel.h>
+#include <ATen/Dispatch.h>
 #include <ATen/ops/cat.h>
 #include <torch/library.h>
 
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -14,15 +15,15 @@
 namespace acmix {
 namespace {
 
-// Number of pixels of a block: with all of up to 512 channels they leave most of the second-level
-// cache to the weights; fewer than 64 would leave registers empty.
+// Number of pixels of a block. With up to 512 channels, a block leaves most of the second-level
+// cache to the weights. With fewer than 64 pixels, it would not fill the vector registers.
 int64_t block_of(int64_t channels) {
   constexpr int64_t elements = 1 << 15, least = 64;
-  const int64_t pixels = elements / (channels > 0 ? channels : 1);
+  const int64_t pixels = elements / channels;
   return pixels < least ? least : pixels / least * least;
 }
 
-// The channels of maps (B, C, H, W), one tensor after the other.
+// Lists the channels of tensors (B, C, H, W), one tensor after the other.
 template <typename T, typename Pointer>
 std::vector<Channel<T>> channels_of(const std::vector<Tensor>& maps, Pointer pointer) {
   std::vector<Channel<T>> channels;
@@ -34,10 +35,10 @@ std::vector<Channel<T>> channels_of(const std::vector<Tensor>& maps, Pointer poi
   return channels;
 }
 
-// weight is (outputs, inputs).
+// Multiplies the sources by a weight of shape (outputs, inputs), at every pixel.
 template <typename T>
-void run(const std::vector<Tensor>& sources, const Tensor& weight, const Tensor* bias,
-         const std::vector<Tensor>& results) {
+void run(const char* op, const std::vector<Tensor>& sources, const Tensor& weight,
+         const Tensor* bias, const std::vector<Tensor>& results) {
   const auto from =
       channels_of<const T>(sources, [](const Tensor& t) { return t.const_data_ptr<T>(); });
   const auto to = channels_of<T>(results, [](const Tensor& t) { return t.mutable_data_ptr<T>(); });
@@ -52,17 +53,7 @@ void run(const std::vector<Tensor>& sources, const Tensor& weight, const Tensor*
                           weight.const_data_ptr<T>(),
                           bias == nullptr ? nullptr : bias->const_data_ptr<T>()};
   const auto kernels = pointwise_kernels<T>();
-  at::parallel_for(0, call.items(), 1,
-                   [&](int64_t begin, int64_t end) { kernels.run(call, begin, end); });
-}
-
-void run_any(const std::vector<Tensor>& sources, const Tensor& weight, const Tensor* bias,
-             const std::vector<Tensor>& results) {
-  if (weight.scalar_type() == at::kDouble) {
-    run<double>(sources, weight, bias, results);
-  } else {
-    run<float>(sources, weight, bias, results);
-  }
+  run_items(op, call.items(), [&](int64_t begin, int64_t end) { kernels.run(call, begin, end); });
 }
 
 void check(const char* op, const Tensor& x, const Tensor& weight) {
@@ -76,11 +67,11 @@ void check(const char* op, const Tensor& x, const Tensor& weight) {
               ": weight must be a non-empty (C_out, ", x.size(1), "), got ", weight.sizes());
 }
 
-// Each chunk has memory of its own: one large block costs more than its chunks, since allocators
-// return it to the system every time.
+// Each chunk is a tensor of its own: one large block would cost more than its chunks, because
+// allocators return large blocks to the system every time.
 std::vector<Tensor> forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
                             int64_t chunks) {
-  const char* op = "pointwise_conv_forward";
+  constexpr const char* op = "pointwise_conv_forward";
   check(op, x, weight);
   TORCH_CHECK(chunks > 0 && weight.size(0) % chunks == 0, op,
               ": chunks must be a positive divisor of the ", weight.size(0), " outputs, got ",
@@ -94,22 +85,25 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& weight, const Tensor&
         empty({x.size(0), weight.size(0) / chunks, x.size(2), x.size(3)}, x.options()));
   }
   const Tensor bias_ = bias.contiguous();
-  run_any({x.contiguous()}, weight.contiguous(), &bias_, results);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
+    run<scalar_t>(op, {x.contiguous()}, weight.contiguous(), &bias_, results);
+  });
   return results;
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(at::TensorList grads, const Tensor& x,
                                             const Tensor& weight) {
-  const char* op = "pointwise_conv_backward";
+  constexpr const char* op = "pointwise_conv_backward";
   check(op, x, weight);
   const int64_t chunks = static_cast<int64_t>(grads.size());
   TORCH_CHECK(chunks > 0 && weight.size(0) % chunks == 0, op,
               ": the number of grads must be a positive divisor of the ", weight.size(0),
               " outputs, got ", chunks);
-  for (const Tensor& grad : grads) {
-    check_tensor(op, "grad", grad, 4);
-    check_dtype(op, "grad", grad, x.scalar_type());
-    check_shape(op, "grad", grad, {x.size(0), weight.size(0) / chunks, x.size(2), x.size(3)});
+  for (int64_t i = 0; i < chunks; ++i) {
+    const std::string name = "grads[" + std::to_string(i) + "]";
+    check_tensor(op, name, grads[i], 4);
+    check_dtype(op, name, grads[i], x.scalar_type());
+    check_shape(op, name, grads[i], {x.size(0), weight.size(0) / chunks, x.size(2), x.size(3)});
   }
   std::vector<Tensor> parts, grad_weights, grad_biases;
   const Tensor pixels = x.contiguous().flatten(2).transpose(1, 2);  // (B, H * W, C)
@@ -119,7 +113,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(at::TensorList grads, const Tensor& 
     grad_biases.push_back(parts.back().sum({0, 2, 3}));
   }
   const Tensor grad_x = empty(x.sizes(), x.options());
-  run_any(parts, weight.t().contiguous(), nullptr, {grad_x});
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
+    run<scalar_t>(op, parts, weight.t().contiguous(), nullptr, {grad_x});
+  });
   return {grad_x, at::cat(grad_weights), at::cat(grad_biases)};
 }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // torch.ops.acmix_mm.shift_conv_forward and _backward on the CPU.
-#include <ATen/Parallel.h>
+#include <ATen/Dispatch.h>
 #include <torch/library.h>
 
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -13,79 +14,62 @@
 namespace acmix {
 namespace {
 
-// Maps are (B, M, G, H, W), in one tensor or several; weights are (C, M, k, k) with C / G outputs
-// for each group; with one map more in the weights, that is a constant map of ones. The result is
-// (B, C, Ho, Wo).
-struct Sizes {
-  int64_t batch, maps, groups, height, width, outputs, inputs, kernel_size;
-  int64_t result_height, result_width, stride, dilation;
+// Maps are (B, M, G, H, W), in one tensor or several. Weights are (C, M, k, k), with C / G outputs
+// for each of the G groups; if they have one map more, that is a constant map of ones. The result
+// is (B, C, Ho, Wo).
+struct Geometry {
+  int64_t maps, outputs;  // of each group
+  bool constant;
+  BandedShape forward;   // from the maps to the result
+  BandedShape backward;  // from the gradient of the result to the gradient of the maps
 
-  Sizes(at::TensorList parts, const Tensor& weight, int64_t stride_, int64_t dilation_)
-      : batch(parts[0].size(0)),
-        maps(0),
-        groups(parts[0].size(2)),
-        height(parts[0].size(3)),
-        width(parts[0].size(4)),
-        outputs(weight.size(0) / groups),
-        inputs(weight.size(1)),
-        kernel_size(weight.size(2)),
-        result_height(ceil_div(height, stride_)),
-        result_width(ceil_div(width, stride_)),
-        stride(stride_),
-        dilation(dilation_) {
-    for (const Tensor& part : parts) maps += part.size(1);
-  }
-
-  ConvShape forward() const {
-    return {{kernel_size, stride, dilation},
-            batch,
-            groups,
-            inputs,
-            outputs,
-            height,
-            width,
-            result_height,
-            result_width};
-  }
-  // From the result's gradient to the maps'.
-  ConvShape backward() const {
-    return {{kernel_size, 1, dilation},
-            batch,
-            groups,
-            outputs,
-            maps,
-            result_height,
-            result_width,
-            height,
-            width};
-  }
-  bool constant() const { return inputs > maps; }
+  int64_t positions() const { return forward.kernel_size * forward.kernel_size; }
+  // Number of weights of one output, and of one group.
+  int64_t output_size() const { return forward.channels * positions(); }
+  int64_t group_size() const { return outputs * output_size(); }
   // (B, C, H, W) as (B, C / G, G, H, W): channel c is output c % (C / G) of group c / (C / G).
   Tensor by_output(const Tensor& x) const {
-    return x.unflatten(1, {groups, outputs}).transpose(1, 2);
+    return x.unflatten(1, {forward.groups, outputs}).transpose(1, 2);
   }
 };
 
-void check(const char* op, at::TensorList maps, const Tensor& weight, int64_t stride,
-           int64_t dilation) {
-  TORCH_CHECK(!maps.empty(), op, ": maps must be at least one tensor, got none");
-  int64_t count = 0;
-  for (const Tensor& part : maps) {
-    check_tensor(op, "maps", part, 5);
-    check_dtype(op, "maps", part, maps[0].scalar_type());
-    check_shape(op, "maps", part,
-                {maps[0].size(0), part.size(1), maps[0].size(2), maps[0].size(3), maps[0].size(4)});
-    count += part.size(1);
+// Returns the geometry after checking the arguments.
+Geometry checked_geometry(const char* op, at::TensorList parts, const Tensor& weight,
+                          int64_t stride, int64_t dilation) {
+  TORCH_CHECK(!parts.empty(), op, ": maps must be at least one tensor, got none");
+  const Tensor& first = parts[0];
+  int64_t maps = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const std::string name = "maps[" + std::to_string(i) + "]";
+    check_tensor(op, name, parts[i], 5);
+    check_dtype(op, name, parts[i], first.scalar_type());
+    check_shape(op, name, parts[i],
+                {first.size(0), parts[i].size(1), first.size(2), first.size(3), first.size(4)});
+    maps += parts[i].size(1);
   }
   check_tensor(op, "weight", weight, 4);
-  check_dtype(op, "weight", weight, maps[0].scalar_type());
-  check_window(op, weight.size(2), stride, dilation);
-  const int64_t groups = maps[0].size(2);
-  TORCH_CHECK(weight.size(3) == weight.size(2) && weight.size(0) > 0 &&
-                  weight.size(0) % groups == 0 &&
-                  (weight.size(1) == count || weight.size(1) == count + 1),
-              op, ": weight must be (C, ", count, " or ", count + 1,
+  check_dtype(op, "weight", weight, first.scalar_type());
+  const Window window{weight.size(2), stride, dilation};
+  check_window(op, window);
+  const int64_t batch = first.size(0), groups = first.size(2);
+  const int64_t height = first.size(3), width = first.size(4);
+  const int64_t channels = weight.size(0), inputs = weight.size(1);
+  TORCH_CHECK(weight.size(3) == weight.size(2) && channels > 0 && channels % groups == 0 &&
+                  (inputs == maps || inputs == maps + 1),
+              op, ": weight must be (C, ", maps, " or ", maps + 1,
               ", k, k) with C a positive multiple of ", groups, ", got ", weight.sizes());
+  const int64_t out_height = ceil_div(height, stride), out_width = ceil_div(width, stride);
+  const int64_t outputs = channels / groups;
+  // A strided convolution is undone by a dense one over the gradient with zeros in between.
+  const Window dense{window.kernel_size, 1, dilation};
+  const Geometry geometry{maps,
+                          outputs,
+                          inputs > maps,
+                          {window, batch, groups, inputs, height, width, out_height, out_width},
+                          {dense, batch, groups, outputs, out_height, out_width, height, width}};
+  check_scratch(op, geometry.forward);
+  check_scratch(op, geometry.backward);
+  return geometry;
 }
 
 std::vector<Tensor> converted(at::TensorList tensors, at::ScalarType type) {
@@ -109,22 +93,22 @@ std::vector<Maps<T>> write_each(at::TensorList parts) {
 }
 
 template <typename T>
-void run_convolution(const Convolution<T>& call) {
+void run_convolution(const char* op, const Convolution<T>& call) {
   const auto kernels = conv_kernels<T>();
-  at::parallel_for(0, call.shape.items(), 1,
-                   [&](int64_t begin, int64_t end) { kernels.convolve(call, begin, end); });
+  run_items(op, call.shape.items(),
+            [&](int64_t begin, int64_t end) { kernels.convolve(call, begin, end); });
 }
 
-// The shares of all bands and images, always added in the same order.
+// Adds the gradients from all bands and images, always in the same order.
 template <typename T>
-void run_weight_grad(const ConvolutionWeightGrad<T>& call, T* grad_weight) {
+void run_weight_grad(const char* op, const ConvolutionWeightGrad<T>& call, T* grad_weight) {
   const auto kernels = conv_kernels<T>();
-  at::parallel_for(0, call.shape.items(), 1,
-                   [&](int64_t begin, int64_t end) { kernels.weight_grad(call, begin, end); });
+  run_items(op, call.shape.items(),
+            [&](int64_t begin, int64_t end) { kernels.weight_grad(call, begin, end); });
   const auto& s = call.shape;
-  const int64_t size = s.outputs * s.inputs * s.kernel_size * s.kernel_size;
+  const int64_t size = call.outputs * s.channels * s.kernel_size * s.kernel_size;
   for (int64_t item = 0; item < s.items(); ++item) {
-    const int64_t group = item / s.bands() % s.groups;
+    const int64_t group = s.band(item).group;
     for (int64_t i = 0; i < size; ++i) {
       grad_weight[group * size + i] += call.partial[item * size + i];
     }
@@ -132,65 +116,61 @@ void run_weight_grad(const ConvolutionWeightGrad<T>& call, T* grad_weight) {
 }
 
 Tensor forward(at::TensorList maps, const Tensor& weight, int64_t stride, int64_t dilation) {
-  check("shift_conv_forward", maps, weight, stride, dilation);
-  const auto type = compute_type(maps[0]);
+  constexpr const char* op = "shift_conv_forward";
+  const auto geometry = checked_geometry(op, maps, weight, stride, dilation);
+  const auto& shape = geometry.forward;
+  const auto type = compute_type(weight);
   const auto maps_ = converted(maps, type);
   const Tensor weight_ = weight.to(type).contiguous();
-  const Sizes sizes(maps, weight, stride, dilation);
-  const Tensor out = empty({sizes.batch, weight.size(0), sizes.result_height, sizes.result_width},
-                           weight_.options());
-  const int64_t positions = sizes.kernel_size * sizes.kernel_size;
-  auto run = [&](auto zero) {
-    using T = decltype(zero);
-    const auto from = read_each<T>(maps_);
-    const auto to = write_each<T>({sizes.by_output(out)});
-    run_convolution<T>({sizes.forward(), 1, sizes.constant(), from.data(), to.data(),
-                        weight_.const_data_ptr<T>(), sizes.outputs * sizes.inputs * positions,
-                        sizes.inputs * positions, positions, 1});
-  };
-  type == at::kDouble ? run(0.0) : run(0.0f);
-  return out.to(maps[0].scalar_type());
+  const Tensor out =
+      empty({shape.batch, weight.size(0), shape.out_height, shape.out_width}, weight_.options());
+  AT_DISPATCH_FLOATING_TYPES(type, op, [&] {
+    const auto from = read_each<scalar_t>(maps_);
+    const auto to = write_each<scalar_t>({geometry.by_output(out)});
+    run_convolution<scalar_t>(
+        op, {shape, geometry.outputs, 1, geometry.constant, from.data(), to.data(),
+             weight_.const_data_ptr<scalar_t>(), geometry.group_size(), geometry.output_size(),
+             geometry.positions(), 1});
+  });
+  return out.to(weight.scalar_type());
 }
 
 std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad_out, at::TensorList maps,
                                                  const Tensor& weight, int64_t stride,
                                                  int64_t dilation) {
-  const char* op = "shift_conv_backward";
-  check(op, maps, weight, stride, dilation);
+  constexpr const char* op = "shift_conv_backward";
+  const auto geometry = checked_geometry(op, maps, weight, stride, dilation);
+  const auto& shape = geometry.forward;
   check_tensor(op, "grad_out", grad_out, 4);
-  check_dtype(op, "grad_out", grad_out, maps[0].scalar_type());
+  check_dtype(op, "grad_out", grad_out, weight.scalar_type());
   check_shape(op, "grad_out", grad_out,
-              {maps[0].size(0), weight.size(0), ceil_div(maps[0].size(3), stride),
-               ceil_div(maps[0].size(4), stride)});
-  const auto type = compute_type(maps[0]);
+              {shape.batch, weight.size(0), shape.out_height, shape.out_width});
+  const auto type = compute_type(weight);
   const auto maps_ = converted(maps, type);
   const Tensor weight_ = weight.to(type).contiguous();
-  const Sizes sizes(maps, weight, stride, dilation);
-  const Tensor grad_ = sizes.by_output(grad_out.to(type));
-  const int64_t positions = sizes.kernel_size * sizes.kernel_size;
+  const Tensor grad_ = geometry.by_output(grad_out.to(type));
   std::vector<Tensor> grad_maps;
   for (const Tensor& part : maps) {
     grad_maps.push_back(empty(part.sizes(), weight_.options()));
   }
   const Tensor grad_weight = at::zeros(weight.sizes(), weight_.options());
-  const Tensor partial =
-      empty({sizes.forward().items(), sizes.outputs * sizes.inputs * positions}, weight_.options());
-  auto run = [&](auto zero) {
-    using T = decltype(zero);
-    const auto inputs = read_each<T>(maps_);
-    const auto grads = read_each<T>({grad_});
-    const auto to = write_each<T>(grad_maps);
-    // Inputs and outputs change places, and the kernels are turned around.
-    run_convolution<T>({sizes.backward(), stride, false, grads.data(), to.data(),
-                        weight_.const_data_ptr<T>() + positions - 1,
-                        sizes.outputs * sizes.inputs * positions, positions,
-                        sizes.inputs * positions, -1});
-    run_weight_grad<T>({sizes.forward(), sizes.constant(), inputs.data(), grads.data(),
-                        partial.mutable_data_ptr<T>()},
-                       grad_weight.mutable_data_ptr<T>());
-  };
-  type == at::kDouble ? run(0.0) : run(0.0f);
-  return {converted(grad_maps, maps[0].scalar_type()), grad_weight.to(weight.scalar_type())};
+  const Tensor partial = empty({shape.items(), geometry.group_size()}, weight_.options());
+  AT_DISPATCH_FLOATING_TYPES(type, op, [&] {
+    const auto inputs = read_each<scalar_t>(maps_);
+    const auto grads = read_each<scalar_t>({grad_});
+    const auto to = write_each<scalar_t>(grad_maps);
+    // Inputs and outputs are exchanged, and the kernels are rotated by 180 degrees: they are read
+    // from the last position to the first.
+    run_convolution<scalar_t>(
+        op, {geometry.backward, geometry.maps, stride, false, grads.data(), to.data(),
+             weight_.const_data_ptr<scalar_t>() + geometry.positions() - 1, geometry.group_size(),
+             geometry.positions(), geometry.output_size(), -1});
+    run_weight_grad<scalar_t>(op,
+                              {shape, geometry.outputs, geometry.constant, inputs.data(),
+                               grads.data(), partial.mutable_data_ptr<scalar_t>()},
+                              grad_weight.mutable_data_ptr<scalar_t>());
+  });
+  return {converted(grad_maps, weight.scalar_type()), grad_weight.to(weight.scalar_type())};
 }
 
 }  // namespace

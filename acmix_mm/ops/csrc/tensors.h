@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors of torch as the kernels see them.
+// Conversions of torch tensors to what the kernels take, and memory for results.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -35,7 +35,7 @@ Maps<T> write(const Tensor& maps) {
           maps.stride(4)};
 }
 
-// Every map of (B, M, D, H, W) by itself.
+// Appends the `count` maps of a tensor (B, M, D, H, W), one entry for each index of M.
 template <typename T>
 void append_each(std::vector<Maps<T>>& table, Maps<T> maps, int64_t count) {
   for (int64_t m = 0; m < count; ++m) {
@@ -44,9 +44,10 @@ void append_each(std::vector<Maps<T>>& table, Maps<T> maps, int64_t count) {
   }
 }
 
-// Memory for results. Blocks over 32 MiB come from the system every time, which clears each page
-// when it is first written and takes as long as the arithmetic: huge pages take a fraction of that.
-// (Smaller blocks are kept for the next one who asks, so that for them it would only cost.)
+// Returns an uninitialized tensor for results. The allocator requests blocks of more than 32 MiB
+// from the system each time, which clears every page when it is first written. That takes as long
+// as the computation; with huge pages, a fraction of that. Smaller blocks are reused, so that huge
+// pages would not pay off.
 inline Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   Tensor tensor = at::empty(sizes, options);
 #if defined(__linux__)
@@ -54,13 +55,13 @@ inline Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const uintptr_t data = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
   const uintptr_t begin = (data + page - 1) / page * page;
   const uintptr_t end = (data + tensor.nbytes()) / page * page;
-  // Advice alone: where it is not taken, nothing changes.
+  // This is only a hint: results are the same if the system ignores it.
   if (tensor.nbytes() > least) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
   return tensor;
 }
 
-// Half precision is computed in single precision.
+// The dtype of the computation: half precision is computed in single precision.
 inline at::ScalarType compute_type(const Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a band's pixels lie in scratch memory, the same for every band of a call.
+// How the pixels of a band are arranged in scratch memory. It is the same for every band of a call.
 #pragma once
 
 #include "simd.h"
@@ -7,25 +7,25 @@
 
 namespace acmix::ISA {
 
-// Rows of results that the kernels take at a time, to share what they load.
+// Number of result rows that the kernels compute together, so that they share loaded values.
 constexpr int ROWS = 3;
 
-// Rows are stored one by one, each with its channels one after the other. Columns of the padded
-// maps are de-interleaved into `stride` planes, so that neighbouring windows find their pixels side
-// by side; column c is at `c % stride * plane + c / stride`.
+// Rows are stored one after the other, and within a row its channels. The columns of the padded
+// maps are de-interleaved into `stride` planes, so that the pixels that neighboring windows read
+// are next to each other: column c is at `c % stride * plane + c / stride`.
 template <typename T>
 struct Layout {
   static constexpr int64_t lanes = Simd<T>::lanes;
 
-  // `query_width` is the number of windows in a row.
-  Layout(const Window& window, int64_t channels, int64_t query_width)
+  // `out_width` is the number of windows in a row.
+  Layout(const Window& window, int64_t channels, int64_t out_width)
       : stride(window.stride),
         shared(window.dilation % stride == 0),
         step(shared ? window.dilation / stride : 1),
         chunk(shared ? ROWS : 1),
-        width(round_up(query_width, lanes)),
+        width(round_up(out_width, lanes)),
         reach(window.dilation * (window.kernel_size - 1) / stride),
-        // The last padded columns may begin one more place where the stride does not divide them.
+        // A plane holds one more column if the stride does not divide the padded width.
         plane(round_up(width + reach + (stride > 1), lanes)),
         margin(round_up(reach, lanes)),
         key_channel(row_distance<T>(stride * plane)),
@@ -34,20 +34,21 @@ struct Layout {
         query_row(channels * query_channel) {}
 
   int64_t stride;
-  bool shared;     // whether windows in different rows have rows of pixels in common
-  int64_t step;    // between the rows of windows that do
-  int64_t chunk;   // rows of windows taken at a time
-  int64_t width;   // windows in a row, in whole vectors
-  int64_t reach;   // of a window within a plane
+  bool shared;     // whether windows in different result rows read the same rows of pixels
+  int64_t step;    // distance of the result rows whose windows do
+  int64_t chunk;   // number of result rows computed together
+  int64_t width;   // number of windows in a row, rounded up to whole vectors
+  int64_t reach;   // distance of the first and the last column of a window within a plane
   int64_t plane;   // width of a plane
-  int64_t margin;  // zeros left of the queries: a key's queries may begin outside the map
+  int64_t margin;  // zeros left of the queries: sums over the queries that read a key begin there
   int64_t key_channel, key_row, query_channel, query_row;
 
-  // Column c of the padded map in a row of scratch memory.
+  // Where column c of the padded map lies in a row of scratch memory.
   INLINE int64_t column(int64_t c) const { return c % stride * plane + c / stride; }
 
-  // Deals a row of `count` pixels to the planes, from column `first` of the padded map on.
-  INLINE void deal(const T* from, int64_t pixel_stride, int64_t count, int64_t first, T* to) const {
+  // De-interleaves a row of `count` pixels, which begins at column `first` of the padded map.
+  INLINE void deinterleave(const T* from, int64_t pixel_stride, int64_t count, int64_t first,
+                           T* to) const {
     if (stride == 1 && pixel_stride == 1) {
       std::memcpy(to + first, from, count * sizeof(T));
       return;
@@ -55,7 +56,7 @@ struct Layout {
     for (int64_t start = 0; start < stride; ++start) {
       T* place = to + column(first + start);
       if (stride == 2 && pixel_stride == 1) {
-        // The same loop with a constant step, which compilers vectorise.
+        // The same loop with a constant step, which compilers vectorize.
         for (int64_t x = start; x < count; x += 2) *place++ = from[x];
       } else {
         for (int64_t x = start; x < count; x += stride) *place++ = from[x * pixel_stride];
@@ -63,8 +64,8 @@ struct Layout {
     }
   }
 
-  // The other way round.
-  INLINE void collect(const T* from, int64_t count, int64_t first, T* to) const {
+  // Copies such a row back: the inverse of `deinterleave`.
+  INLINE void interleave(const T* from, int64_t count, int64_t first, T* to) const {
     if (stride == 1) {
       std::memcpy(to, from + first, count * sizeof(T));
       return;
@@ -75,7 +76,7 @@ struct Layout {
     }
   }
 
-  // Calls `run(y, rows)` for the chunks of a band: rows y, y + step, ..., counted in the band.
+  // Calls `run(y, rows)` for every chunk of a band: its rows are y, y + step, ... in the band.
   template <typename F>
   INLINE void for_each_chunk(int64_t band_rows, F run) const {
     for (int64_t phase = 0; phase < step && phase < band_rows; ++phase) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the torch binding and the kernels of neighbourhood attention share.
+// The interface between the torch binding and the kernels of neighborhood attention.
 #pragma once
 
 #include "window.h"
@@ -15,23 +15,12 @@ INLINE int64_t reflect(int64_t index, int64_t size) {
   return index > last ? 2 * last - index : index;
 }
 
-struct AttentionShape : Window {
-  int64_t batch, heads, channels;     // B, N, D
-  int64_t height, width;              // of keys and values
-  int64_t query_height, query_width;  // of queries and the result
-
-  INLINE int64_t band_rows() const {
-    return acmix::band_rows(query_height, channels * stride * (width + 2 * padding()));
-  }
-  INLINE int64_t bands() const { return ceil_div(query_height, band_rows()); }
-  INLINE int64_t items() const { return batch * heads * bands(); }
-  // Of the rows of keys that a band sees, the most that belong to other bands.
-  INLINE int64_t halo_rows() const { return 2 * padding(); }
-};
+// The largest number of rows that a band reads and that belong to other bands.
+INLINE int64_t halo_rows(const Window& window) { return 2 * window.padding(); }
 
 template <typename T>
 struct AttentionForward {
-  AttentionShape shape;
+  BandedShape shape;
   T scale;
   Maps<const T> q, k, v;
   Maps<T> out;
@@ -40,17 +29,17 @@ struct AttentionForward {
 
 template <typename T>
 struct AttentionBackward {
-  AttentionShape shape;
+  BandedShape shape;
   T scale;
   Maps<const T> q, k, v, out, grad_out;
   const T* lse;
   Maps<T> grad_q, grad_k, grad_v;
-  // (items, 2, halo_rows, D, W): what a band adds to rows of keys and values of other bands.
+  // (items, 2, halo_rows, D, W): the gradients of keys and values that belong to other bands.
   T* halo;
 };
 
-// Each runs the bands [begin, end); `fold_halo` runs images [begin, end) of B * N when all bands
-// are done.
+// `forward` and `backward` compute the bands [begin, end). When all bands are done, `fold_halo`
+// adds the halos of the images [begin, end) of B * N.
 template <typename T>
 struct AttentionKernels {
   void (*forward)(const AttentionForward<T>&, int64_t begin, int64_t end);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Neighbourhood attention, forward and backward, vectorised along the rows of the maps.
+// Neighborhood attention, forward and backward, vectorized along the rows of the maps.
 //
 // A band of rows of one head is copied to scratch memory: keys and values with their reflected
 // border, queries times the scale. Then two loops do all of the arithmetic:
@@ -10,7 +10,7 @@
 // with the window turned around.
 #pragma once
 
-#include "layout.h"
+#include "band.h"
 #include "neighborhood_attention.h"
 
 namespace acmix::ISA {
@@ -109,53 +109,43 @@ INLINE void store_block(T* out, int64_t row, int64_t channel, const Vec<T> (&tot
 }
 
 template <typename T>
-class Band {
+class AttentionBand : protected BandKernel<T> {
   static constexpr int64_t lanes = Simd<T>::lanes;
   using V = Vec<T>;
+  using Base = BandKernel<T>;
 
  protected:
-  const AttentionShape& shape_;
-  const Layout<T> layout_;
+  using Base::band_;
+  using Base::layout_;
+  using Base::shape_;
   const int64_t positions_;  // of a window
-  int64_t batch_, head_, first_row_, rows_, key_rows_;
 
-  explicit Band(const AttentionShape& shape)
-      : shape_(shape),
-        layout_(shape, shape.channels, shape.query_width),
-        positions_(shape.kernel_size * shape.kernel_size) {}
+  explicit AttentionBand(const BandedShape& shape)
+      : Base(shape), positions_(shape.kernel_size * shape.kernel_size) {}
 
-  void select(int64_t item) {
-    const int64_t bands = shape_.bands(), size = shape_.band_rows();
-    first_row_ = item % bands * size;
-    rows_ = shape_.query_height - first_row_ < size ? shape_.query_height - first_row_ : size;
-    key_rows_ = shape_.covered_rows(rows_);
-    head_ = item / bands % shape_.heads;
-    batch_ = item / bands / shape_.heads;
-  }
-
-  // Of the query in row y of the band and column x, in (B, N, Ho, Wo).
+  // Index in (B, N, Ho, Wo) of the query at row y of the band and column x.
   int64_t query_index(int64_t y, int64_t x) const {
-    const int64_t image = batch_ * shape_.heads + head_;
-    return (image * shape_.query_height + first_row_ + y) * shape_.query_width + x;
+    const int64_t image = band_.batch * shape_.groups + band_.group;
+    return (image * shape_.out_height + band_.first_row + y) * shape_.out_width + x;
   }
 
-  int64_t key_size() const { return shape_.covered_rows(shape_.band_rows()) * layout_.key_row; }
   int64_t query_size() const { return shape_.band_rows() * layout_.query_row; }
 
   void copy_keys(const Maps<const T>& maps, T* to) const {
     const int64_t padding = shape_.padding();
-    for (int64_t r = 0; r < key_rows_; ++r) {
-      const int64_t row = reflect(shape_.stride * first_row_ + r - padding, shape_.height);
+    for (int64_t r = 0; r < shape_.covered_rows(band_.rows); ++r) {
+      const int64_t row = reflect(shape_.stride * band_.first_row + r - padding, shape_.height);
       for (int64_t c = 0; c < shape_.channels; ++c) {
-        copy_key_row(maps.image(batch_, head_) + c * maps.channel_stride + row * maps.row_stride,
-                     maps.column_stride, to + r * layout_.key_row + c * layout_.key_channel);
+        copy_key_row(
+            maps.image(band_.batch, band_.group) + c * maps.channel_stride + row * maps.row_stride,
+            maps.column_stride, to + r * layout_.key_row + c * layout_.key_channel);
       }
     }
   }
 
   void copy_key_row(const T* from, int64_t column_stride, T* to) const {
     const int64_t padding = shape_.padding(), width = shape_.width;
-    layout_.deal(from, column_stride, width, padding, to);
+    layout_.deinterleave(from, column_stride, width, padding, to);
     for (int64_t x = 1; x <= padding; ++x) {
       to[layout_.column(padding - x)] = from[reflect(-x, width) * column_stride];
       to[layout_.column(padding + width - 1 + x)] =
@@ -164,15 +154,15 @@ class Band {
   }
 
   void copy_queries(const Maps<const T>& maps, T factor, T* to) const {
-    for (int64_t r = 0; r < rows_; ++r) {
+    for (int64_t r = 0; r < band_.rows; ++r) {
       for (int64_t c = 0; c < shape_.channels; ++c) {
-        const T* from = maps.image(batch_, head_) + c * maps.channel_stride +
-                        (first_row_ + r) * maps.row_stride;
+        const T* from = maps.image(band_.batch, band_.group) + c * maps.channel_stride +
+                        (band_.first_row + r) * maps.row_stride;
         T* row = to + r * layout_.query_row + c * layout_.query_channel + layout_.margin;
         if (maps.column_stride == 1) {
-          for (int64_t x = 0; x < shape_.query_width; ++x) row[x] = factor * from[x];
+          for (int64_t x = 0; x < shape_.out_width; ++x) row[x] = factor * from[x];
         } else {
-          for (int64_t x = 0; x < shape_.query_width; ++x) {
+          for (int64_t x = 0; x < shape_.out_width; ++x) {
             row[x] = factor * from[x * maps.column_stride];
           }
         }
@@ -225,7 +215,7 @@ class Band {
         dot<R, COLUMNS>(q, k, taps + n, to, out_row, out_column);
         done = COLUMNS;
       } else if (COLUMNS >= 5 && left >= 5) {
-        dot < R, COLUMNS<5 ? 1 : 5>(q, k, taps + n, to, out_row, out_column);
+        dot<R, (COLUMNS < 5 ? 1 : 5)>(q, k, taps + n, to, out_row, out_column);
         done = 5;
       } else if (left >= 4) {
         dot<R, 4>(q, k, taps + n, to, out_row, out_column);
@@ -270,38 +260,37 @@ class Band {
 };
 
 template <typename T>
-class ForwardBand : Band<T> {
+class ForwardBand : AttentionBand<T> {
   static constexpr int64_t lanes = Simd<T>::lanes;
   using V = Vec<T>;
-  using Base = Band<T>;
+  using Base = AttentionBand<T>;
+  using Base::band_;
   using Base::layout_;
   using Base::positions_;
   using Base::shape_;
 
  public:
   explicit ForwardBand(const AttentionForward<T>& call) : Base(call.shape), call_(call) {
-    scratch_.add(&k_, Base::key_size());
-    scratch_.add(&v_, Base::key_size());
+    scratch_.add(&k_, Base::source_size());
+    scratch_.add(&v_, Base::source_size());
     scratch_.add(&q_, Base::query_size());
     scratch_.add(&weights_, ROWS * positions_ * lanes);
-    // Whatever lies beyond the map only reaches lanes that are not stored.
+    // Values beyond the map may be anything: they only reach lanes that are not stored.
     scratch_.allocate_uninitialized();
     taps_.add(&key_taps_, shape_.kernel_size);
     taps_.add(&weight_taps_, shape_.kernel_size);
     taps_.allocate();
-    for (int64_t dx = 0; dx < shape_.kernel_size; ++dx) {
-      key_taps_[dx] = layout_.column(dx * shape_.dilation);
-      weight_taps_[dx] = dx * lanes;
-    }
+    Base::fill_taps(key_taps_);
+    for (int64_t dx = 0; dx < shape_.kernel_size; ++dx) weight_taps_[dx] = dx * lanes;
   }
 
   void run(int64_t item) {
-    Base::select(item);
+    band_ = shape_.band(item);
     Base::copy_keys(call_.k, k_);
     Base::copy_keys(call_.v, v_);
     Base::copy_queries(call_.q, call_.scale * T(LOG2_E), q_);
-    layout_.for_each_chunk(this->rows_, [this](int64_t y, int64_t rows) {
-      for (int64_t x = 0; x < shape_.query_width; x += lanes) {
+    layout_.for_each_chunk(band_.rows, [this](int64_t y, int64_t rows) {
+      for (int64_t x = 0; x < shape_.out_width; x += lanes) {
         Base::dot_windows(Base::query(q_, y, x), k_ + Base::key(y, x), key_taps_, rows, weights_,
                           positions_ * lanes, lanes);
         switch (rows) {
@@ -360,8 +349,8 @@ class ForwardBand : Band<T> {
     T* lse = call_.lse + Base::query_index(y, x);
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
-      store(lse + i * layout_.step * shape_.query_width, top[i] + log2<T>(total[i]),
-            shape_.query_width - x);
+      store(lse + i * layout_.step * shape_.out_width, top[i] + log2<T>(total[i]),
+            shape_.out_width - x);
       inverse[i] = T(1) / total[i];
     }
   }
@@ -374,10 +363,10 @@ class ForwardBand : Band<T> {
                         {v_ + Base::key(y, x) + c * layout_.key_channel, Base::chunk_key_row(),
                          layout_.key_channel, key_taps_, weights_, row - size * lanes, size * lanes,
                          weight_taps_, size, 0, R + size - 1, 0, size});
-    T* out = call_.out.image(this->batch_, this->head_) + c * call_.out.channel_stride +
-             (this->first_row_ + y) * call_.out.row_stride + x;
+    T* out = call_.out.image(band_.batch, band_.group) + c * call_.out.channel_stride +
+             (band_.first_row + y) * call_.out.row_stride + x;
     store_block<T, R, C>(out, layout_.step * call_.out.row_stride, call_.out.channel_stride, total,
-                         inverse, shape_.query_width - x);
+                         inverse, shape_.out_width - x);
   }
 };
 
@@ -394,10 +383,11 @@ void attention_forward(const AttentionForward<T>& call, int64_t begin, int64_t e
 // scratch memory; what falls on rows of other bands goes to `halo` and is added by `fold_halo` in
 // a fixed order.
 template <typename T>
-class BackwardBand : Band<T> {
+class BackwardBand : AttentionBand<T> {
   static constexpr int64_t lanes = Simd<T>::lanes;
   using V = Vec<T>;
-  using Base = Band<T>;
+  using Base = AttentionBand<T>;
+  using Base::band_;
   using Base::layout_;
   using Base::positions_;
   using Base::shape_;
@@ -413,28 +403,26 @@ class BackwardBand : Band<T> {
     T** const weights[] = {&p_, &ds_};
     T** const rows[] = {&lse_, &delta_};
     int64_t** const taps[] = {&key_taps_, &position_taps_, &shifts_, &shifted_weights_};
-    for (T** part : keys) scratch_.add(part, Base::key_size());
+    for (T** part : keys) scratch_.add(part, Base::source_size());
     for (T** part : queries) scratch_.add(part, Base::query_size());
     for (T** part : weights) scratch_.add(part, ROWS * weight_row_);
     for (T** part : rows) scratch_.add(part, ROWS * layout_.width);
     scratch_.allocate();
     for (int64_t** part : taps) taps_.add(part, shape_.kernel_size);
     taps_.allocate();
-    for (int64_t dx = 0; dx < shape_.kernel_size; ++dx) {
-      key_taps_[dx] = layout_.column(dx * shape_.dilation);
-      position_taps_[dx] = dx * weight_position_;
-    }
+    Base::fill_taps(key_taps_);
+    for (int64_t dx = 0; dx < shape_.kernel_size; ++dx) position_taps_[dx] = dx * weight_position_;
   }
 
   void run(int64_t item) {
-    Base::select(item);
+    band_ = shape_.band(item);
     Base::copy_keys(call_.k, k_);
     Base::copy_keys(call_.v, v_);
     Base::copy_queries(call_.q, call_.scale * T(LOG2_E), q_);
     Base::copy_queries(call_.grad_out, T(1), grad_);
-    std::memset(grad_k_, 0, Base::key_size() * sizeof(T));
-    std::memset(grad_v_, 0, Base::key_size() * sizeof(T));
-    layout_.for_each_chunk(this->rows_, [this](int64_t y, int64_t rows) {
+    std::memset(grad_k_, 0, Base::source_size() * sizeof(T));
+    std::memset(grad_v_, 0, Base::source_size() * sizeof(T));
+    layout_.for_each_chunk(band_.rows, [this](int64_t y, int64_t rows) {
       for (int64_t i = 0; i < rows; ++i) copy_row_terms(y + i * layout_.step, i);
       switch (rows) {
         case 1:
@@ -463,12 +451,12 @@ class BackwardBand : Band<T> {
 
   // The log-sum-exp and do . o of row y, as row i of the chunk.
   void copy_row_terms(int64_t y, int64_t i) {
-    const int64_t width = shape_.query_width;
+    const int64_t width = shape_.out_width;
     std::memcpy(lse_ + i * layout_.width, call_.lse + Base::query_index(y, 0), width * sizeof(T));
     T* delta = delta_ + i * layout_.width;
     std::memset(delta, 0, width * sizeof(T));
     const T* out =
-        call_.out.image(this->batch_, this->head_) + (this->first_row_ + y) * call_.out.row_stride;
+        call_.out.image(band_.batch, band_.group) + (band_.first_row + y) * call_.out.row_stride;
     const T* grad = Base::query(grad_, y, 0);
     for (int64_t c = 0; c < shape_.channels; ++c) {
       for (int64_t x = 0; x < width; ++x) delta[x] += grad[x] * out[x * call_.out.column_stride];
@@ -479,7 +467,7 @@ class BackwardBand : Band<T> {
 
   template <int R>
   void run_rows(int64_t y) {
-    for (int64_t x = 0; x < shape_.query_width; x += lanes) {
+    for (int64_t x = 0; x < shape_.out_width; x += lanes) {
       T* p = p_ + layout_.margin + x;
       T* ds = ds_ + layout_.margin + x;
       Base::dot_windows(Base::query(q_, y, x), k_ + Base::key(y, x), key_taps_, R, p, weight_row_,
@@ -515,10 +503,10 @@ class BackwardBand : Band<T> {
                          layout_.key_channel, key_taps_, ds, weight_row_ - window_row, window_row,
                          position_taps_, size, 0, R + size - 1, 0, size});
     for (int i = 0; i < R; ++i) factor[i] = V{} + call_.scale * T(LOG2_E);
-    T* out = call_.grad_q.image(this->batch_, this->head_) + c * call_.grad_q.channel_stride +
-             (this->first_row_ + y) * call_.grad_q.row_stride + x;
+    T* out = call_.grad_q.image(band_.batch, band_.group) + c * call_.grad_q.channel_stride +
+             (band_.first_row + y) * call_.grad_q.row_stride + x;
     store_block<T, R, C>(out, layout_.step * call_.grad_q.row_stride, call_.grad_q.channel_stride,
-                         total, factor, shape_.query_width - x);
+                         total, factor, shape_.out_width - x);
   }
 
   // Adds what the chunk's queries give to the keys and values in their windows. Key m of a column
@@ -597,16 +585,17 @@ class BackwardBand : Band<T> {
   // The band's own rows of dk and dv, and the halo's, both with the reflected columns folded in.
   void write_keys(int64_t item) {
     const int64_t padding = shape_.padding(), stride = shape_.stride;
-    const int64_t first = stride * this->first_row_;
-    const int64_t next = stride * (this->first_row_ + this->rows_);
+    const int64_t first = stride * band_.first_row;
+    const int64_t next = stride * (band_.first_row + band_.rows);
     const int64_t own = (next < shape_.height ? next : shape_.height) - first;
+    const int64_t key_rows = shape_.covered_rows(band_.rows);
     const T* grads[] = {grad_k_, grad_v_};
     const Maps<T>* maps[] = {&call_.grad_k, &call_.grad_v};
     for (int which = 0; which < 2; ++which) {
-      T* image = maps[which]->image(this->batch_, this->head_);
+      T* image = maps[which]->image(band_.batch, band_.group);
       T* halo =
-          call_.halo + (item * 2 + which) * shape_.halo_rows() * shape_.channels * shape_.width;
-      for (int64_t r = 0; r < this->key_rows_; ++r) {
+          call_.halo + (item * 2 + which) * halo_rows(shape_) * shape_.channels * shape_.width;
+      for (int64_t r = 0; r < key_rows; ++r) {
         const T* from = grads[which] + r * layout_.key_row;
         const int64_t row = r - padding;
         if (row >= 0 && row < own) {
@@ -618,7 +607,7 @@ class BackwardBand : Band<T> {
         }
       }
       // Rows between windows, which no query sees.
-      for (int64_t row = this->key_rows_ - padding; row < own; ++row) {
+      for (int64_t row = key_rows - padding; row < own; ++row) {
         for (int64_t c = 0; c < shape_.channels; ++c) {
           std::memset(
               image + c * maps[which]->channel_stride + (first + row) * maps[which]->row_stride, 0,
@@ -631,7 +620,7 @@ class BackwardBand : Band<T> {
   void write_row(const T* from, T* to, int64_t channel_stride) const {
     const int64_t padding = shape_.padding(), width = shape_.width;
     for (int64_t c = 0; c < shape_.channels; ++c) {
-      layout_.collect(from, width, padding, to);
+      layout_.interleave(from, width, padding, to);
       for (int64_t x = 1; x <= padding; ++x) {
         to[reflect(-x, width)] += from[layout_.column(padding - x)];
         to[reflect(width - 1 + x, width)] += from[layout_.column(padding + width - 1 + x)];
@@ -648,22 +637,20 @@ void attention_backward(const AttentionBackward<T>& call, int64_t begin, int64_t
   for (int64_t item = begin; item < end; ++item) band.run(item);
 }
 
-// Adds the rows that bands found outside their own, band by band.
+// Adds the gradients that bands computed for rows of other bands, one band after the other.
 template <typename T>
 void attention_fold_halo(const AttentionBackward<T>& call, int64_t begin, int64_t end) {
-  const AttentionShape& s = call.shape;
+  const BandedShape& s = call.shape;
   const int64_t padding = s.padding(), halo_row = s.channels * s.width;
   const Maps<T>* maps[] = {&call.grad_k, &call.grad_v};
   for (int64_t item = begin * s.bands(); item < end * s.bands(); ++item) {
-    const int64_t image = item / s.bands(), first_row = item % s.bands() * s.band_rows();
-    const int64_t last_row =
-        first_row + s.band_rows() < s.query_height ? first_row + s.band_rows() : s.query_height;
-    const int64_t first = s.stride * first_row;
-    const int64_t next = s.stride * last_row < s.height ? s.stride * last_row : s.height;
-    const int64_t key_rows = s.covered_rows(last_row - first_row);
+    const Band band = s.band(item);
+    const int64_t first = s.stride * band.first_row, own = s.stride * band.rows;
+    const int64_t next = first + own < s.height ? first + own : s.height;
+    const int64_t key_rows = s.covered_rows(band.rows);
     for (int which = 0; which < 2; ++which) {
-      T* to = maps[which]->image(image / s.heads, image % s.heads);
-      const T* from = call.halo + (item * 2 + which) * s.halo_rows() * halo_row;
+      T* to = maps[which]->image(band.batch, band.group);
+      const T* from = call.halo + (item * 2 + which) * halo_rows(s) * halo_row;
       for (int64_t r = 0; r < key_rows; ++r) {
         const int64_t row = first + r - padding;
         if (row >= first && row < next) continue;

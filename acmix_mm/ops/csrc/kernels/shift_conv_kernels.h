@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Grouped convolution with few inputs and outputs per group, vectorised along the rows.
+// Grouped convolution with few inputs and outputs per group, vectorized along the rows.
 //
 // A band of rows of one group is copied to scratch memory with its border of zeros. Then every
 // loaded vector serves 4 outputs in 3 rows, so that arithmetic is the limit, not loads.
 #pragma once
 
-#include "layout.h"
+#include "band.h"
 #include "shift_conv.h"
 
 namespace acmix::ISA {
@@ -15,31 +15,22 @@ constexpr int OUTPUTS = 4;
 constexpr int PAIR = VECTOR_REGISTERS >= 32 ? 2 : 1;
 
 template <typename T>
-class ConvBand {
+class ConvBand : protected BandKernel<T> {
+  using Base = BandKernel<T>;
+
  protected:
-  const ConvShape& shape_;
-  const Layout<T> layout_;
-  int64_t batch_, group_, first_row_, rows_;
+  using Base::band_;
+  using Base::layout_;
+  using Base::shape_;
 
-  explicit ConvBand(const ConvShape& shape)
-      : shape_(shape), layout_(shape, shape.inputs, shape.result_width) {}
-
-  void select(int64_t item) {
-    const int64_t bands = shape_.bands(), size = shape_.band_rows();
-    first_row_ = item % bands * size;
-    rows_ = shape_.result_height - first_row_ < size ? shape_.result_height - first_row_ : size;
-    group_ = item / bands % shape_.groups;
-    batch_ = item / bands / shape_.groups;
-  }
-
-  int64_t source_size() const { return shape_.covered_rows(shape_.band_rows()) * layout_.key_row; }
+  explicit ConvBand(const BandedShape& shape) : Base(shape) {}
 
   // The border's columns, and those between spread inputs, are 0 from the start and stay so. A
   // strided convolution is never spread.
   void copy_inputs(const Maps<const T>* maps, int64_t spread, bool constant, T* to) const {
-    const int64_t given = shape_.inputs - constant;
-    for (int64_t r = 0; r < shape_.covered_rows(rows_); ++r, to += layout_.key_row) {
-      const int64_t position = shape_.stride * first_row_ + r - shape_.padding();
+    const int64_t given = shape_.channels - constant;
+    for (int64_t r = 0; r < shape_.covered_rows(band_.rows); ++r, to += layout_.key_row) {
+      const int64_t position = shape_.stride * band_.first_row + r - shape_.padding();
       const int64_t row = position / spread;
       if (position < 0 || position % spread != 0 || row >= shape_.height) {
         std::memset(to, 0, layout_.key_row * sizeof(T));
@@ -47,8 +38,9 @@ class ConvBand {
       }
       for (int64_t m = 0; m < given; ++m) {
         const Maps<const T>& map = maps[m];
-        copy_row(map.image(batch_, 0) + group_ * map.channel_stride + row * map.row_stride,
-                 map.column_stride, spread, to + m * layout_.key_channel);
+        copy_row(
+            map.image(band_.batch, 0) + band_.group * map.channel_stride + row * map.row_stride,
+            map.column_stride, spread, to + m * layout_.key_channel);
       }
       if (constant) {
         T* ones = to + given * layout_.key_channel;
@@ -60,15 +52,9 @@ class ConvBand {
   void copy_row(const T* from, int64_t column_stride, int64_t spread, T* to) const {
     const int64_t padding = shape_.padding();
     if (spread == 1) {
-      layout_.deal(from, column_stride, shape_.width, padding, to);
+      layout_.deinterleave(from, column_stride, shape_.width, padding, to);
     } else {
       for (int64_t x = 0; x < shape_.width; ++x) to[padding + spread * x] = from[x * column_stride];
-    }
-  }
-
-  void fill_taps(int64_t* taps) const {
-    for (int64_t dx = 0; dx < shape_.kernel_size; ++dx) {
-      taps[dx] = layout_.column(dx * shape_.dilation);
     }
   }
 };
@@ -78,6 +64,7 @@ class ConvolveBand : ConvBand<T> {
   static constexpr int64_t lanes = Simd<T>::lanes;
   using V = Vec<T>;
   using Base = ConvBand<T>;
+  using Base::band_;
   using Base::layout_;
   using Base::shape_;
 
@@ -85,7 +72,7 @@ class ConvolveBand : ConvBand<T> {
   explicit ConvolveBand(const Convolution<T>& call)
       : Base(call.shape), call_(call), size_(shape_.kernel_size) {
     scratch_.add(&source_, Base::source_size());
-    scratch_.add(&weights_, shape_.inputs * size_ * size_ * shape_.outputs);
+    scratch_.add(&weights_, shape_.channels * size_ * size_ * call_.outputs);
     scratch_.allocate();
     taps_memory_.add(&taps_, size_);
     taps_memory_.allocate();
@@ -93,10 +80,10 @@ class ConvolveBand : ConvBand<T> {
   }
 
   void run(int64_t item) {
-    Base::select(item);
+    band_ = shape_.band(item);
     Base::copy_inputs(call_.maps, call_.spread, call_.constant, source_);
-    for (int64_t o = 0; o < shape_.outputs; o += OUTPUTS) {
-      switch (shape_.outputs - o) {
+    for (int64_t o = 0; o < call_.outputs; o += OUTPUTS) {
+      switch (call_.outputs - o) {
         case 1:
           run_outputs<1>(o);
           break;
@@ -124,7 +111,7 @@ class ConvolveBand : ConvBand<T> {
   template <int O>
   void run_outputs(int64_t o) {
     pack_weights<O>(o);
-    layout_.for_each_chunk(this->rows_, [&](int64_t y, int64_t rows) {
+    layout_.for_each_chunk(band_.rows, [&](int64_t y, int64_t rows) {
       if (rows == ROWS) {
         run_rows<O, ROWS>(o, y);
       } else {
@@ -136,9 +123,9 @@ class ConvolveBand : ConvBand<T> {
   // [input][window row][window column][output]
   template <int O>
   void pack_weights(int64_t first) {
-    const T* group = call_.weight + this->group_ * call_.weight_group;
+    const T* group = call_.weight + band_.group * call_.weight_group;
     T* to = weights_;
-    for (int64_t m = 0; m < shape_.inputs; ++m) {
+    for (int64_t m = 0; m < shape_.channels; ++m) {
       for (int64_t position = 0; position < size_ * size_; ++position) {
         for (int64_t o = first; o < first + O; ++o) {
           *to++ = group[o * call_.weight_output + m * call_.weight_input +
@@ -151,10 +138,10 @@ class ConvolveBand : ConvBand<T> {
   template <int O, int R>
   void run_rows(int64_t o, int64_t y) {
     int64_t x = 0;
-    for (; x + (PAIR - 1) * lanes < shape_.result_width; x += PAIR * lanes) {
+    for (; x + (PAIR - 1) * lanes < shape_.out_width; x += PAIR * lanes) {
       run_block<O, R, PAIR>(o, y, x);
     }
-    if (x < shape_.result_width) run_block<O, R, 1>(o, y, x);
+    if (x < shape_.out_width) run_block<O, R, 1>(o, y, x);
   }
 
   // O outputs of R rows and X vectors of columns.
@@ -195,7 +182,7 @@ class ConvolveBand : ConvBand<T> {
   template <int O, int R, int X, int LOW, int HIGH>
   INLINE void add_row(V (&total)[O][R][X], const T* source, int64_t m) const {
     const T* weight = weights_ + m * size_ * O;
-    for (int64_t input = 0; input < shape_.inputs; ++input) {
+    for (int64_t input = 0; input < shape_.channels; ++input) {
       for (int64_t dx = 0; dx < size_; ++dx) {
         V x[X];
 #pragma GCC unroll 8
@@ -217,12 +204,12 @@ class ConvolveBand : ConvBand<T> {
 
   template <int O, int R, int X>
   INLINE void store_outputs(const V (&total)[O][R][X], int64_t first, int64_t y, int64_t x) const {
-    const int64_t width = shape_.result_width - x;
+    const int64_t width = shape_.out_width - x;
 #pragma GCC unroll 8
     for (int o = 0; o < O; ++o) {
       const Maps<T>& to = call_.results[first + o];
-      T* corner = to.image(this->batch_, 0) + this->group_ * to.channel_stride +
-                  (this->first_row_ + y) * to.row_stride + x;
+      T* corner = to.image(band_.batch, 0) + band_.group * to.channel_stride +
+                  (band_.first_row + y) * to.row_stride + x;
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
@@ -240,6 +227,7 @@ class WeightGradBand : ConvBand<T> {
   static constexpr int64_t lanes = Simd<T>::lanes;
   using V = Vec<T>;
   using Base = ConvBand<T>;
+  using Base::band_;
   using Base::layout_;
   using Base::shape_;
 
@@ -250,7 +238,7 @@ class WeightGradBand : ConvBand<T> {
         size_(shape_.kernel_size),
         grad_map_(row_distance<T>(layout_.width)) {
     scratch_.add(&source_, Base::source_size());
-    scratch_.add(&grad_, shape_.band_rows() * shape_.outputs * grad_map_);
+    scratch_.add(&grad_, shape_.band_rows() * call_.outputs * grad_map_);
     scratch_.allocate();
     taps_memory_.add(&taps_, size_);
     taps_memory_.allocate();
@@ -258,12 +246,12 @@ class WeightGradBand : ConvBand<T> {
   }
 
   void run(int64_t item) {
-    Base::select(item);
+    band_ = shape_.band(item);
     Base::copy_inputs(call_.maps, 1, call_.constant, source_);
     copy_grad();
-    partial_ = call_.partial + item * shape_.outputs * shape_.inputs * size_ * size_;
-    for (int64_t o = 0; o < shape_.outputs; o += OUTPUTS) {
-      switch (shape_.outputs - o) {
+    partial_ = call_.partial + item * call_.outputs * shape_.channels * size_ * size_;
+    for (int64_t o = 0; o < call_.outputs; o += OUTPUTS) {
+      switch (call_.outputs - o) {
         case 1:
           run_outputs<1>(o);
           break;
@@ -290,12 +278,12 @@ class WeightGradBand : ConvBand<T> {
 
   void copy_grad() {
     T* to = grad_;
-    for (int64_t y = 0; y < this->rows_; ++y) {
-      for (int64_t o = 0; o < shape_.outputs; ++o, to += grad_map_) {
+    for (int64_t y = 0; y < band_.rows; ++y) {
+      for (int64_t o = 0; o < call_.outputs; ++o, to += grad_map_) {
         const Maps<const T>& grad = call_.grads[o];
-        const T* from = grad.image(this->batch_, 0) + this->group_ * grad.channel_stride +
-                        (this->first_row_ + y) * grad.row_stride;
-        for (int64_t x = 0; x < shape_.result_width; ++x) to[x] = from[x * grad.column_stride];
+        const T* from = grad.image(band_.batch, 0) + band_.group * grad.channel_stride +
+                        (band_.first_row + y) * grad.row_stride;
+        for (int64_t x = 0; x < shape_.out_width; ++x) to[x] = from[x * grad.column_stride];
       }
     }
   }
@@ -303,8 +291,8 @@ class WeightGradBand : ConvBand<T> {
   template <int O>
   void run_outputs(int64_t o) {
     int64_t m = 0;
-    for (; m + PAIR <= shape_.inputs; m += PAIR) run_inputs<O, PAIR>(o, m);
-    for (; m < shape_.inputs; ++m) run_inputs<O, 1>(o, m);
+    for (; m + PAIR <= shape_.channels; m += PAIR) run_inputs<O, PAIR>(o, m);
+    for (; m < shape_.channels; ++m) run_inputs<O, 1>(o, m);
   }
 
   template <int O, int I>
@@ -322,8 +310,8 @@ class WeightGradBand : ConvBand<T> {
     V total[O][I][N] = {};
     int64_t taps[N];
     for (int n = 0; n < N; ++n) taps[n] = taps_[dx + n];
-    for (int64_t y = 0; y < this->rows_; ++y) {
-      const T* grad = grad_ + (y * shape_.outputs + first_output) * grad_map_;
+    for (int64_t y = 0; y < band_.rows; ++y) {
+      const T* grad = grad_ + (y * call_.outputs + first_output) * grad_map_;
       const T* source = source_ + first_input * layout_.key_channel +
                         (shape_.stride * y + shape_.dilation * dy) * layout_.key_row;
       for (int64_t x = 0; x < layout_.width; x += lanes) {
@@ -345,7 +333,7 @@ class WeightGradBand : ConvBand<T> {
     for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 8
       for (int i = 0; i < I; ++i) {
-        const int64_t kernel = (first_output + o) * shape_.inputs + first_input + i;
+        const int64_t kernel = (first_output + o) * shape_.channels + first_input + i;
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
           partial_[(kernel * size_ + dy) * size_ + dx + n] = sum<T>(total[o][i][n]);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Windows of pixels, as attention and convolution know them.
+// The geometry of sliding windows, and how the work is divided. Shared by neighborhood attention
+// and the shifted convolution.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@ namespace acmix {
 
 INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Maps (B, N, D, H, W) of any strides.
+// A tensor (B, N, D, H, W) with any strides.
 template <typename T>
 struct Maps {
   T* data;
@@ -25,22 +26,46 @@ struct Window {
   int64_t kernel_size, stride, dilation;
 
   INLINE int64_t padding() const { return dilation * (kernel_size / 2); }
-  // Rows of the padded map that the windows of `rows` rows cover.
+  // Number of rows of the padded map that the windows of `rows` result rows cover.
   INLINE int64_t covered_rows(int64_t rows) const {
     return stride * (rows - 1) + dilation * (kernel_size - 1) + 1;
   }
 };
 
-// Work is shared out in bands of `rows` rows. A multiple of the 3 rows that kernels take at a time,
-// few enough to stay in the second-level cache when a row has `row_size` elements, but enough that
-// the halo costs little. It depends on sizes alone: results are the same with any number of
-// threads.
-INLINE int64_t band_rows(int64_t rows, int64_t row_size) {
-  constexpr int64_t elements = 1 << 17;
-  int64_t most = elements / row_size;
-  most = most < 6 ? 6 : most > 48 ? 48 : most;
-  const int64_t bands = ceil_div(rows, most);
-  return ceil_div(ceil_div(rows, bands), 3) * 3;
-}
+// Consecutive rows of the result for one image and one group: the unit of work of a thread.
+struct Band {
+  int64_t batch, group, first_row, rows;
+};
+
+// Windows over the maps of a batch. Their results are divided into bands, numbered by image, group
+// and first row.
+struct BandedShape : Window {
+  static constexpr int64_t FEWEST_ROWS = 6, MOST_ROWS = 48;  // of a band, if there are as many
+
+  int64_t batch;
+  int64_t groups;                 // heads of the attention, or groups of the convolution
+  int64_t channels;               // that a window reads in each group
+  int64_t height, width;          // of the maps that the windows read
+  int64_t out_height, out_width;  // of the results, one per window
+
+  // Number of rows in every band but perhaps the last. It is a multiple of the 3 rows that kernels
+  // process together, small enough for a band to stay in the second-level cache, and large enough
+  // to read few rows twice. It depends on the sizes alone: results are the same with any number of
+  // threads.
+  INLINE int64_t band_rows() const {
+    constexpr int64_t cached_elements = 1 << 17;
+    int64_t most = cached_elements / (channels * stride * (width + 2 * padding()));
+    most = most < FEWEST_ROWS ? FEWEST_ROWS : most > MOST_ROWS ? MOST_ROWS : most;
+    return ceil_div(ceil_div(out_height, ceil_div(out_height, most)), 3) * 3;
+  }
+  INLINE int64_t bands() const { return ceil_div(out_height, band_rows()); }
+  INLINE int64_t items() const { return batch * groups * bands(); }
+
+  INLINE Band band(int64_t item) const {
+    const int64_t count = bands(), size = band_rows();
+    const int64_t first_row = item % count * size, left = out_height - first_row;
+    return {item / count / groups, item / count % groups, first_row, left < size ? left : size};
+  }
+};
 
 }  // namespace acmix
