@@ -3,7 +3,8 @@
 
 Each family has a module with its ``FAMILY``: how our own format is recognised, and a table of rules
 for each foreign one. A backbone takes them all with one line at the end of its ``__init__``,
-``accept_checkpoints(self, 'ACmixSwin', warm_start)``, see :mod:`acmix_mm.backbones.loading`.
+``register_checkpoint_conversion(self, 'ACmixSwin', warm_start)``, see
+:mod:`acmix_mm.backbones.loading`.
 """
 
 from . import pvt, resnet, san, swin
