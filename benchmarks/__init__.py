@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements of ACmix; run from the root of the repository, not part of the package."""
+"""Measurements of ACmix. Run them from the root of the repository; they are not installed."""

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import acmix_mm  # noqa: F401  registers the backbones
 from acmix_mm.layers import ACmix
 from acmix_mm.layers.acmix import coordinates
 from acmix_mm.ops import available_backends, neighborhood_attention, pointwise_conv, shift_conv
@@ -21,13 +20,18 @@ FORWARD, BOTH = 'forward', 'forward + backward'
 STAGES = ((64, 200, 334), (128, 100, 167), (256, 50, 84), (512, 25, 42))
 MATMUL_SIDE = 1024
 MATMUL_FLOPS = 2 * MATMUL_SIDE**3
+# Candidate beside the backends of an operator: a matrix product, which they are compared with.
+ROOFLINE = 'roofline'
 
 
 class ReleasedACmix(nn.Module):
-    """The arithmetic of the released ResNet-ACmix layer, on the parameters of one of ours.
+    """The arithmetic of the released ResNet-ACmix layer, with the parameters of an ACmix layer.
 
     Keys, values and positions are unfolded to k_a^2 copies, the fully connected layer makes k_c^2
     maps, and a grouped convolution shifts and sums them.
+
+    Args:
+        layer: The layer whose parameters are used.
     """
 
     def __init__(self, layer: ACmix) -> None:
@@ -67,7 +71,14 @@ class ReleasedACmix(nn.Module):
 
 
 class Operator(nn.Module):
-    """One of the operators with one backend, on the maps of a layer or on its input."""
+    """An operator with random weights, run by one backend.
+
+    Args:
+        name: Name of the operator.
+        backend: Name of the backend.
+        channels: Number of channels of the layer that would call the operator.
+        heads: Number of attention heads of that layer. Default: 4.
+    """
 
     def __init__(self, name: str, backend: str, channels: int, heads: int = 4) -> None:
         super().__init__()
@@ -80,7 +91,7 @@ class Operator(nn.Module):
             self.bias = nn.Parameter(torch.randn(3 * channels))
 
     def forward(self, maps: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """(B, 3 C, H, W) -> (B, C, H, W), or (B, C, H, W) -> three times the same."""
+        """(B, 3 C, H, W) -> (B, C, H, W); pointwise_conv: (B, C, H, W) -> three such tensors."""
         if self.name == 'pointwise_conv':
             return pointwise_conv(maps, self.weight, self.bias, 3, backend=self.backend)
         maps = maps.unflatten(1, (-1, self.head_channels))
@@ -91,7 +102,7 @@ class Operator(nn.Module):
 
 
 class Square(nn.Module):
-    """The product of a matrix with itself, the fastest arithmetic of a processor."""
+    """The product of a matrix with itself, which comes close to a processor's peak FLOP/s."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, N) -> (N, N)."""
@@ -99,7 +110,11 @@ class Square(nn.Module):
 
 
 class DetectorStep(nn.Module):
-    """Losses of Mask R-CNN on one random image; only the size of the input matters."""
+    """Forward pass of Mask R-CNN in training, on a random image of the size of its input.
+
+    Args:
+        backbone: Config of the backbone.
+    """
 
     def __init__(self, backbone: dict) -> None:
         super().__init__()
@@ -125,7 +140,7 @@ Case = tuple[nn.Module, tuple[int, ...]]  # a candidate and the shape of its inp
 
 
 def layer_case(kind: str, channels: int, height: int, width: int) -> Case:
-    """Build ACmix, the released formula or a plain convolution between C channels."""
+    """Build a layer: ``'acmix'``, its formula in the ``'released'`` code, or ``'conv3x3'``."""
     torch.manual_seed(0)
     shape = (1, channels, height, width)
     if kind == 'conv3x3':
@@ -135,22 +150,22 @@ def layer_case(kind: str, channels: int, height: int, width: int) -> Case:
 
 
 def operator_case(kind: str, name: str, channels: int, height: int, width: int) -> Case:
-    """Build an operator with the backend ``kind``, or a matrix product to compare it with."""
-    if kind == 'matmul':
+    """Build an operator with the backend ``kind``, or the matrix product for ``ROOFLINE``."""
+    if kind == ROOFLINE:
         return Square(), (MATMUL_SIDE, MATMUL_SIDE)
     shape = (1, channels if name == 'pointwise_conv' else 3 * channels, height, width)
     return Operator(name, kind, channels), shape
 
 
 def backbone_cfg(kind: str, family: str) -> dict:
-    """Return the config of a backbone, ours (``'acmix'``) or mmdet's."""
-    types: dict[str, tuple[dict, dict]] = dict(
+    """Return the config of a backbone with ACmix (``kind='acmix'``), or of mmdet's original."""
+    families: dict[str, tuple[dict, dict]] = dict(
         resnet=(dict(type='ACmixResNet', depth=50), dict(type='mmdet.ResNet', depth=50)),
         swin=(dict(type='ACmixSwin'), dict(type='mmdet.SwinTransformer')),
         pvt=(dict(type='ACmixPVT'), dict(type='mmdet.PyramidVisionTransformer')),
     )
-    ours, plain = types[family]
-    return ours if kind == 'acmix' else plain
+    acmix, original = families[family]
+    return acmix if kind == 'acmix' else original
 
 
 def backbone_case(kind: str, family: str, height: int, width: int) -> Case:
@@ -176,9 +191,9 @@ class Comparison:
     """Candidates that are measured against each other.
 
     Attributes:
-        suite: Key of its builder in ``BUILDERS``.
+        suite: Suite that the comparison belongs to, a key of ``BUILDERS``.
         arguments: Arguments of the builder after the name of the candidate.
-        candidates: Names of the candidates; ratios refer to the first one.
+        candidates: Names of the candidates. The first one is the baseline of all ratios.
         modes: Modes to measure: forward, forward and backward, or both.
     """
 
@@ -188,7 +203,7 @@ class Comparison:
     modes: tuple[str, ...] = (FORWARD, BOTH)
 
     def build(self, candidate: str) -> Case:
-        """Build a candidate. Returns the module and the shape of its input."""
+        """Build a candidate and return the module with the shape of its input."""
         return BUILDERS[self.suite](candidate, *self.arguments)
 
     def __str__(self) -> str:
@@ -206,21 +221,22 @@ def comparisons(suites: Sequence[str], quick: bool) -> list[Comparison]:
 
     found = []
     for name in ('neighborhood_attention', 'shift_conv', 'pointwise_conv'):
-        # Triton's kernels are for GPUs.
+        # Triton's kernels need a GPU, and the definitions are not meant to be fast.
         backends = [b for b in available_backends(name) if b not in ('reference', 'triton')]
         for stage in ((64, 128, 128), *STAGES):
-            found.append(Comparison('operator', (name, *sized(*stage)), (*backends, 'matmul')))
+            found.append(Comparison('operator', (name, *sized(*stage)), (*backends, ROOFLINE)))
     found += [
-        # Not all three in turn: the released formula leaves gigabytes to clear behind.
+        # One other candidate at a time: the memory that the released formula frees would slow down
+        # a third one.
         Comparison('layer', sized(*stage), ('acmix', other))
         for stage in ((64, 128, 128), *STAGES)
         for other in ('released', 'conv3x3')
     ]
-    plain = ('acmix', 'mmdet')
+    candidates = ('acmix', 'mmdet')
     found += [
-        Comparison('backbone', ('resnet', 800 // shrink, 1344 // shrink), plain),
-        Comparison('backbone', ('swin', 448 // shrink, 672 // shrink), plain),
-        Comparison('backbone', ('pvt', 448 // shrink, 672 // shrink), plain),
-        Comparison('detector', ('resnet', 800 // shrink, 1344 // shrink), plain, (BOTH,)),
+        Comparison('backbone', ('resnet', 800 // shrink, 1344 // shrink), candidates),
+        Comparison('backbone', ('swin', 448 // shrink, 672 // shrink), candidates),
+        Comparison('backbone', ('pvt', 448 // shrink, 672 // shrink), candidates),
+        Comparison('detector', ('resnet', 800 // shrink, 1344 // shrink), candidates, (BOTH,)),
     ]
     return [comparison for comparison in found if comparison.suite in suites]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train on one process and on several, the same images in each step, and compare the losses.
+"""Train on one process and on several, with the same images in each step, and compare the losses.
 
     python benchmarks/distributed.py [--processes 2 4] [--cases segmentor ...]
 
-The processes are torchrun's and run on the CPU, on a few generated images. The loss of each step,
-averaged over the processes, is compared with that of one process that takes all images of the step.
-The evaluation after the last step counts the images that it was given by all processes.
+The processes are started by torchrun and train on the CPU, on a few generated images. The loss of
+each step, averaged over the processes, is compared with that of one process that takes all images
+of the step. The evaluation after the last step counts the images that all processes contribute.
 """
 
 import argparse
@@ -29,25 +29,27 @@ from mmengine.hooks import Hook
 from mmengine.hub import get_config
 
 from acmix_mm.runtime import argument_parser, build_runner, load_config
+from acmix_mm.runtime.markdown import table
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'
-# Held-out images that no number of processes divides.
-IMAGES, HELD_OUT, BATCH, EPOCHS = 8, 7, 4, 4
+IMAGES, BATCH, EPOCHS = 8, 4, 4
 STEPS = EPOCHS * IMAGES // BATCH
+HELD_OUT = 7  # images of the evaluation; no number of processes divides it
 NORM = dict(type='GN', num_groups=4)
-TIMEOUT = 600  # seconds, for a job that hangs
-LAST_LINES = 60  # shown of a job that failed
+TIMEOUT = 600  # seconds after which a job counts as hung
+LAST_LINES = 60  # number of lines that are shown of a failed job's output
 
 
 # --- What is trained ----------------------------------------------------------------------------
 #
-# The demo's networks, without what makes processes differ: random augmentation, dropout, and norms
-# over the images of a process. With SGD, since Adam would hide gradients of the wrong scale.
+# The networks of the demo, without what makes processes differ: random augmentation, dropout, and
+# norms over the images of a process. They are trained by SGD, because Adam would hide gradients of
+# a wrong scale.
 
 
 def segmentor() -> Config:
-    """Its loss is a mean over pixels, and every process has as many."""
+    """Return a config whose loss is a mean over pixels; all processes have equally many pixels."""
     cfg = Config.fromfile(CONFIGS / 'demo/sem-fpn_resnet26-acmix_shapes.py')
     cfg.train_dataloader.dataset.pipeline[3].prob = 0.0
     cfg.model.backbone.norm_eval = True
@@ -59,7 +61,7 @@ def segmentor() -> Config:
 
 
 def sharded_segmentor() -> Config:
-    """The same with FSDP, where there is more than one process."""
+    """Return the config of the segmentor, with FSDP if there is more than one process."""
     cfg = segmentor()
     if 'RANK' in os.environ:
         cfg.merge_from_dict(Config.fromfile(CONFIGS / '_base_/strategies/fsdp.py').to_dict())
@@ -67,7 +69,10 @@ def sharded_segmentor() -> Config:
 
 
 def mask_rcnn() -> Config:
-    """Draws what it trains on at random, and counts it in each process: not the same."""
+    """Return a config that samples its training examples at random and counts them per process.
+
+    Its losses depend on the number of processes.
+    """
     cfg = Config.fromfile(CONFIGS / 'demo/mask-rcnn_resnet26-acmix_fpn_shapes.py')
     cfg.train_dataloader.dataset.pipeline[3].prob = 0.0
     cfg.model.backbone.norm_eval = True
@@ -81,7 +86,7 @@ def mask_rcnn() -> Config:
 
 
 def fcos() -> Config:
-    """Divides its losses by the positives of all processes."""
+    """Return a config whose losses are divided by the positive examples of all processes."""
     cfg = mask_rcnn()
     cfg.model = get_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py').model
     cfg.model.backbone = dict(type='ACmixResNet', depth=26, base_channels=16)
@@ -105,9 +110,12 @@ CASES: dict[str, Callable[[], Config]] = {
 
 
 class Steps(Hook):
-    """Keeps the loss of each step, averaged over the processes, and the images of all of them.
+    """Records the steps of a training.
 
-    And how many parameters this process holds after a step.
+    Attributes:
+        losses: Loss of each step, averaged over the processes.
+        images: Names of the images of all processes in each step.
+        parameters: Number of parameters that this process holds after a step.
     """
 
     def __init__(self) -> None:
@@ -118,7 +126,7 @@ class Steps(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Called by the runner."""
+        """Record a step; called by the runner."""
         loss = outputs['loss'].detach().double()
         all_reduce(loss, op='mean')
         self.losses.append(loss.item())
@@ -128,26 +136,33 @@ class Steps(Hook):
 
 
 class SeenImages(BaseMetric):
-    """Keeps the images that an evaluation has gathered from all processes, in the first of them."""
+    """Records the images of an evaluation.
+
+    Attributes:
+        gathered: Names of the images of all processes; filled in the first process only.
+    """
 
     gathered: list[str] = []
 
     def process(self, data_batch: Any, data_samples: Iterable[dict]) -> None:
-        """Called by the evaluator."""
+        """Record the images of a batch; called by the evaluator."""
         self.results += [Path(sample['img_path']).stem for sample in data_samples]
 
     def compute_metrics(self, results: list[str]) -> dict:
-        """Called by the evaluator, with the results of all processes."""
+        """Record the images of all processes; called by the evaluator in the first process."""
         self.gathered = sorted(results)
         return {}
 
 
 def train(case: str, folder: Path) -> dict[str, Any]:
-    """Train and evaluate in this process, torchrun's or the only one.
+    """Train and evaluate in this process, which may be one of several.
+
+    Args:
+        case: A key of ``CASES``.
+        folder: Folder with the data, in which configs and logs are written.
 
     Returns:
-        dict: ``losses`` and ``images`` of every step, ``parameters`` of this process, and the
-        images that were ``evaluated``.
+        The attributes of :class:`Steps`, and the names of the images that were ``evaluated``.
     """
     processes, rank = int(os.environ.get('WORLD_SIZE', 1)), os.environ.get('RANK')
     name = f'{case}-{processes}'
@@ -163,7 +178,8 @@ def train(case: str, folder: Path) -> dict[str, Any]:
     args += ['--launcher', 'pytorch' if rank else 'none']
     args += ['--cfg-options', f'data_root={folder / "shapes"}', 'env_cfg.dist_cfg.timeout=60']
     cfg = load_config(argument_parser('').parse_args(args))
-    # mmengine formats the config, again and again, for longer than these steps take.
+    # Without this argument, mmengine formats the config several times, which takes longer than the
+    # training itself.
     runner = build_runner(Config(cfg.to_dict(), format_python_code=False))
     steps, seen = Steps(), SeenImages()
     runner.register_hook(steps)
@@ -177,18 +193,18 @@ def train(case: str, folder: Path) -> dict[str, Any]:
 
 @dataclass
 class Comparison:
-    """One case on several processes, beside the same case on one.
+    """A case on several processes, compared with the same case on one process.
 
-    Args:
+    Attributes:
         case: A key of ``CASES``.
         processes: Number of processes.
         first_loss: Loss of one process in the first step.
         last_loss: Loss of one process in the last step.
-        deviation: The largest difference between the losses of a step.
+        deviation: Largest difference between the losses of a step on one and on several processes.
         parameters: Fraction of the model's parameters that the first process holds.
         same_images: Whether every step saw the same images.
         evaluated: Number of images that the evaluation gathered.
-        evaluated_once: Whether they are the held-out images, each once.
+        evaluated_once: Whether they are exactly the held-out images, without duplicates.
     """
 
     case: str
@@ -203,7 +219,20 @@ class Comparison:
 
 
 def run(processes: int, cases: Sequence[str], folder: Path) -> dict[str, dict]:
-    """Train in new processes; on a failure, or after minutes, end with what they printed."""
+    """Train cases in new processes.
+
+    Args:
+        processes: Number of processes.
+        cases: Keys of ``CASES``.
+        folder: Folder with the data, in which configs and logs are written.
+
+    Returns:
+        What :func:`train` returns in the first process, for each case.
+
+    Raises:
+        SystemExit: The training failed; the message is the end of its output.
+        subprocess.TimeoutExpired: The training took longer than ``TIMEOUT``.
+    """
     torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
     log = folder / f'{processes}.log'
     command = [sys.executable, *(torchrun if processes > 1 else []), __file__]
@@ -218,11 +247,11 @@ def run(processes: int, cases: Sequence[str], folder: Path) -> dict[str, dict]:
 
 
 def compare(jobs: Mapping[int, Sequence[str]], folder: Path) -> list[Comparison]:
-    """Train on several processes, and on one.
+    """Train on several processes, and compare with a training on one process.
 
     Args:
-        jobs: Keys of ``CASES``, by the number of processes, which is a divisor of ``BATCH``.
-        folder: For data and logs.
+        jobs: Keys of ``CASES`` for each number of processes, which must be a divisor of ``BATCH``.
+        folder: Folder for data and logs.
     """
     shapes = runpy.run_path(str(ROOT / 'tools/dataset/make_shapes.py'))
     options = dict(out=folder / 'shapes', train=IMAGES, val=HELD_OUT)
@@ -249,12 +278,50 @@ def compare(jobs: Mapping[int, Sequence[str]], folder: Path) -> list[Comparison]
     return comparisons
 
 
+HEADER = (
+    'case',
+    'processes x images',
+    'loss, first and last step',
+    'largest deviation',
+    'same images in each step',
+    'parameters in a process',
+    'evaluated',
+)
+
+
+def row(comparison: Comparison) -> list[str]:
+    """Return the cells of a comparison in the table."""
+    c = comparison
+    once = 'each once' if c.evaluated_once else 'not each once'
+    return [
+        c.case,
+        f'{c.processes} x {BATCH // c.processes}',
+        f'{c.first_loss:.3f}, {c.last_loss:.3f}',
+        f'{c.deviation:.1e}',
+        'yes' if c.same_images else 'no',
+        f'{c.parameters:.0%}',
+        f'{c.evaluated} of {HELD_OUT}, {once}',
+    ]
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Compare, or be a process of a comparison."""
-    parser = argparse.ArgumentParser(description='Train on one process and on several, and compare')
+    """Print a comparison, or run one of its processes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     numbers = [number for number in range(2, BATCH + 1) if BATCH % number == 0]
-    parser.add_argument('--processes', nargs='+', type=int, choices=numbers, default=numbers)
-    parser.add_argument('--cases', nargs='+', choices=CASES, default=list(CASES))
+    parser.add_argument(
+        '--processes',
+        nargs='+',
+        type=int,
+        choices=numbers,
+        default=numbers,
+        help='numbers of processes (default: all)',
+    )
+    parser.add_argument(
+        '--cases', nargs='+', choices=CASES, default=[*CASES], help='what to train (default: all)'
+    )
+    # For the processes of a comparison.
     parser.add_argument('--job', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.job:
@@ -265,15 +332,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     with TemporaryDirectory() as folder:
         comparisons = compare(dict.fromkeys(args.processes, args.cases), Path(folder))
-    print('| case | processes x images | loss, first and last step | largest deviation '
-          '| same images in each step | parameters in a process | evaluated |\n'
-          '|---|---|---|---|---|---|---|')  # fmt: skip
-    for c in comparisons:
-        once = 'each once' if c.evaluated_once else 'not each once'
-        print(f'| {c.case} | {c.processes} x {BATCH // c.processes} '
-              f'| {c.first_loss:.3f}, {c.last_loss:.3f} | {c.deviation:.1e} '
-              f'| {"yes" if c.same_images else "no"} | {c.parameters:.0%} '
-              f'| {c.evaluated} of {HELD_OUT}, {once} |')  # fmt: skip
+    print(table(HEADER, [row(comparison) for comparison in comparisons]))
 
 
 if __name__ == '__main__':

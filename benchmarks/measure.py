@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How candidates are measured: in turn in one process, peak memory in a fresh process."""
+"""How candidates are measured.
+
+Times are measured in one process, which runs the candidates in turn. Peak memory and the times over
+the size of the map are measured in fresh processes, which run this program with hidden options.
+"""
 
 import json
 import math
@@ -18,42 +22,55 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cases import BOTH, BUILDERS, MATMUL_FLOPS, MATMUL_SIDE, Case, Comparison, layer_case
+from .cases import (
+    BOTH,
+    BUILDERS,
+    MATMUL_FLOPS,
+    MATMUL_SIDE,
+    ROOFLINE,
+    Case,
+    Comparison,
+    layer_case,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Settings of glibc: keep large blocks for reuse instead of returning them to the system.
 KEEP_MEMORY = dict(MALLOC_MMAP_THRESHOLD_='4294967296', MALLOC_TRIM_THRESHOLD_='8589934592')
-# This program in a fresh process, see the hidden options of run.py.
-FRESH_PROCESS = (sys.executable, '-m', 'benchmarks.run')
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One candidate in one mode.
+    """The times of a candidate and of the baseline in one mode.
 
     Attributes:
         comparison: Name of the comparison.
-        mode: Forward, or forward and backward.
+        mode: ``FORWARD`` or ``BOTH``.
         candidate: Name of the candidate.
-        milliseconds: Median time.
-        ratio: Median of its time over the first candidate's in the same round.
-        quartiles: Lower and upper quartile of those ratios.
+        baseline: Name of the candidate that it is compared with.
+        milliseconds: Median time of the candidate.
+        baseline_milliseconds: Median time of the baseline.
+        ratio: Median over the rounds of the candidate's time divided by the baseline's.
+        quartiles: Lower and upper quartile of these ratios.
     """
 
     comparison: str
     mode: str
     candidate: str
+    baseline: str
     milliseconds: float
+    baseline_milliseconds: float
     ratio: float
     quartiles: tuple[float, float]
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """Return the outputs of a module that returns one tensor or several."""
+    """Return a list of the tensors that a module returned, be it one tensor or several."""
     return [output] if isinstance(output, Tensor) else list(output)
 
 
 def run(module: nn.Module, x: Tensor, mode: str) -> None:
-    """Run one forward pass, and in the mode BOTH a backward pass."""
+    """Run one forward pass, followed by a backward pass if the mode is ``BOTH``."""
     with torch.set_grad_enabled(mode == BOTH):
         outputs = tensors_of(module(x))
         if mode == BOTH:
@@ -63,7 +80,7 @@ def run(module: nn.Module, x: Tensor, mode: str) -> None:
 
 
 def prepare(case: Case, mode: str) -> Callable[[], None]:
-    """Return the function that is timed: inference in eval mode or a step in training mode."""
+    """Return a function that runs a case: inference in eval mode, or a step in training mode."""
     module, shape = case
     module.train(mode == BOTH)
     x = torch.randn(shape).requires_grad_(mode == BOTH)
@@ -71,7 +88,11 @@ def prepare(case: Case, mode: str) -> Callable[[], None]:
 
 
 def time_in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Measure the seconds of every function in every round, in alternating order."""
+    """Measure how many seconds each function takes in each round.
+
+    Each function first runs once without being timed. Every other round runs the functions in
+    reverse order.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
@@ -85,21 +106,24 @@ def time_in_turn(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[s
 
 
 def compare(comparison: Comparison, rounds: int) -> list[Measurement]:
-    """Time all candidates of a comparison in each of its modes."""
+    """Time the candidates of a comparison in each of its modes; the first one is the baseline."""
     measured = []
     for mode in comparison.modes:
         functions = {name: prepare(comparison.build(name), mode) for name in comparison.candidates}
         seconds = time_in_turn(functions, rounds)
-        first = seconds[comparison.candidates[0]]
-        for name, times in seconds.items():
-            ratios = [time / base for time, base in zip(times, first, strict=True)]
+        baseline, *others = comparison.candidates
+        for name in others:
+            pairs = zip(seconds[name], seconds[baseline], strict=True)
+            ratios = [time / baseline_time for time, baseline_time in pairs]
             quarters = statistics.quantiles(ratios, n=4, method='inclusive')
             measured.append(
                 Measurement(
                     str(comparison),
                     mode,
                     name,
-                    1e3 * statistics.median(times),
+                    baseline,
+                    1e3 * statistics.median(seconds[name]),
+                    1e3 * statistics.median(seconds[baseline]),
                     statistics.median(ratios),
                     (quarters[0], quarters[2]),
                 )
@@ -108,7 +132,10 @@ def compare(comparison: Comparison, rounds: int) -> list[Measurement]:
 
 
 def saved_bytes(case: Case) -> tuple[int, int]:
-    """Return the bytes kept for the backward pass, without parameters, and those of the input."""
+    """Return how many bytes autograd keeps for the backward pass, and how many the input has.
+
+    Storages that several saved tensors share are counted once, and parameters not at all.
+    """
     module, shape = case
     x = torch.randn(shape, requires_grad=True)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
@@ -127,41 +154,67 @@ def saved_bytes(case: Case) -> tuple[int, int]:
 
 
 def peak_bytes(comparison: Comparison, candidate: str) -> int:
-    """Measure the peak memory of a training step above that of the idle process, in a fresh one."""
-    arguments = json.dumps([comparison.suite, candidate, *comparison.arguments])
-    command = [*FRESH_PROCESS, '--peak-of', arguments]
+    """Measure how much memory a training step needs at its peak, in a fresh process."""
+    return run_fresh('--peak-of', [comparison.suite, candidate, *comparison.arguments])
+
+
+def run_fresh(option: str, arguments: list, **environment: str) -> Any:
+    """Run this program in a fresh process.
+
+    Args:
+        option: Hidden option of ``run.py`` that says what to measure.
+        arguments: Value of the option.
+        **environment: Environment variables to set.
+
+    Returns:
+        The JSON value on the last line that the process printed.
+    """
+    command = [sys.executable, '-m', 'benchmarks.run', option, json.dumps(arguments)]
     command += ['--threads', str(torch.get_num_threads())]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(result.stdout.splitlines()[-1])
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def print_peak_bytes(suite: str, candidate: str, *arguments: Any) -> None:
-    """Print the peak memory of a candidate; runs in the fresh process."""
+    """Print how far a training step of a candidate raises the memory of this process."""
     module, shape = BUILDERS[suite](candidate, *arguments)
-    # Libraries load code and create threads on first use. 64 pixels are the smallest side that PVT
-    # can reduce; a larger warm-up would leave memory free for the measured run.
+    # Warm up, because libraries load code and create threads on first use. The map is as small as
+    # possible (PVT needs 64 pixels), so that it leaves little free memory for the measured step.
     side = 64 if suite in ('backbone', 'detector') else 8
     prepare((module, (*shape[:2], side, side)), BOTH)()
     function = prepare((module, shape), BOTH)
     Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     idle = process_bytes('VmRSS')
     function()
-    # At least one page: small maps fit into memory that the libraries have left free.
+    # A step on small maps may fit into memory that is already free. One page is the smallest
+    # figure, so that ratios stay finite.
     print(max(process_bytes('VmHWM') - idle, resource.getpagesize()))
 
 
 def process_bytes(entry: str) -> int:
-    """Return an entry of this process's memory statistics in bytes, as Linux reports it."""
+    """Return an entry of ``/proc/self/status``, such as ``VmRSS``, in bytes."""
     status = Path('/proc/self/status').read_text()
     return 1024 * int(status.split(f'{entry}:')[1].split()[0])
 
 
 def measure_memory(comparison: Comparison, known: list[dict]) -> list[dict]:
-    """Measure saved bytes and peak memory of the candidates that are not known yet."""
+    """Measure saved bytes and peak memory of candidates.
+
+    Args:
+        comparison: The comparison whose candidates are measured.
+        known: Rows of earlier calls. Candidates that they contain are not measured again.
+    """
     rows = []
     done = {row['candidate'] for row in known if row['comparison'] == str(comparison)}
     for name in comparison.candidates:
-        if name == 'matmul' or name in done:
+        if name == ROOFLINE or name in done:
             continue
         saved, size = saved_bytes(comparison.build(name))
         rows.append(
@@ -177,9 +230,17 @@ def measure_memory(comparison: Comparison, known: list[dict]) -> list[dict]:
 
 
 def measure_scaling(sides: Sequence[int], rounds: int) -> list[dict]:
-    """Measure time and memory of a training step of ACmix layers (64 channels, square maps)."""
-    times = scaling_times(sides, rounds)
-    kept = scaling_times(sides, rounds, **KEEP_MEMORY)
+    """Measure a training step of an ACmix layer with 64 channels on square maps.
+
+    Args:
+        sides: Sides of the maps, in pixels.
+        rounds: Number of rounds.
+
+    Returns:
+        For each side the milliseconds, those with ``KEEP_MEMORY``, and the peak memory.
+    """
+    times = run_fresh('--scaling-of', [sides, rounds])
+    kept = run_fresh('--scaling-of', [sides, rounds], **KEEP_MEMORY)
     return [
         dict(
             side=side,
@@ -191,31 +252,27 @@ def measure_scaling(sides: Sequence[int], rounds: int) -> list[dict]:
     ]
 
 
-def scaling_times(sides: Sequence[int], rounds: int, **environment: str) -> dict[str, float]:
-    """Measure the median milliseconds for each side, in turn in a fresh process."""
-    command = [*FRESH_PROCESS, '--scaling-of', json.dumps([sides, rounds])]
-    command += ['--threads', str(torch.get_num_threads())]
-    environment = os.environ | environment
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def print_scaling_times(sides: Sequence[int], rounds: int) -> None:
-    """Print the times for all sides; runs in the fresh process."""
+    """Print the median milliseconds of a training step for each side of the map."""
     functions = {str(side): prepare(layer_case('acmix', 64, side, side), BOTH) for side in sides}
     seconds = time_in_turn(functions, rounds)
     print(json.dumps({name: 1e3 * statistics.median(times) for name, times in seconds.items()}))
 
 
 def fitted_exponent(rows: list[dict], key: str) -> float:
-    """Fit the slope of log(value) over log(pixels) by least squares."""
+    """Return the exponent b of the power law value = a * pixels^b that fits some rows best.
+
+    Args:
+        rows: Dicts with the ``side`` of a square map and measured values.
+        key: Key of the value.
+    """
     x = [2 * math.log(row['side']) for row in rows]
     y = [math.log(row[key]) for row in rows]
     return statistics.linear_regression(x, y).slope
 
 
 def roofline(rounds: int) -> dict[str, float]:
-    """Measure what this machine can do: GFLOP/s of a matrix product and GB/s of a copy."""
+    """Measure the speed of this machine: GFLOP/s of a matrix product and GB/s of a copy."""
     a = torch.randn(MATMUL_SIDE, MATMUL_SIDE)
     source = torch.randn(1 << 26)
     target = torch.empty_like(source)

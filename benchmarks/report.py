@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is reported: tables, a plot and raw figures."""
+"""Tables, a plot and raw figures of the results."""
 
 import csv
 import io
@@ -11,21 +11,41 @@ from typing import Any
 
 from acmix_mm.runtime.markdown import table
 
-from .cases import BOTH, FORWARD, MATMUL_FLOPS, Comparison
+from .cases import BOTH, FORWARD, MATMUL_FLOPS, ROOFLINE, Comparison
 from .measure import Measurement, fitted_exponent
+
+CSV_HEADER = (
+    'comparison',
+    'mode',
+    'candidate',
+    'baseline',
+    'milliseconds',
+    'baseline_milliseconds',
+    'ratio',
+    'lower_quartile',
+    'upper_quartile',
+)
 
 
 class Results:
-    """All figures of a run."""
+    """All figures of a run.
+
+    Attributes:
+        environment: What the figures depend on, see :func:`benchmarks.run.describe_environment`.
+        times: Times of all comparisons.
+        memory: A row for each candidate of each comparison, see
+            :func:`benchmarks.measure.measure_memory`.
+        scaling: A row for each size of the map, see :func:`benchmarks.measure.measure_scaling`.
+    """
 
     def __init__(self) -> None:
-        self.machine: dict[str, Any] = {}
+        self.environment: dict[str, Any] = {}
         self.times: list[Measurement] = []
         self.memory: list[dict] = []
         self.scaling: list[dict] = []
 
     def ratio(self, comparison: str, mode: str, candidate: str) -> float:
-        """Return the time of a candidate over that of the first one."""
+        """Return the time of a candidate divided by that of its baseline."""
         return next(
             m.ratio
             for m in self.times
@@ -41,7 +61,7 @@ class Results:
         )
 
     def roofline_share(self, comparison: Comparison) -> float:
-        """Return FLOP/s of the first backend's forward pass over those of the matrix product."""
+        """Return the FLOP/s of an operator's forward pass divided by those of a matrix product."""
         name, channels, height, width = comparison.arguments
         per_value = dict(
             neighborhood_attention=4 * 7**2,
@@ -49,86 +69,87 @@ class Results:
             pointwise_conv=2 * 3 * channels,
         )[name]
         work = per_value * channels * height * width / MATMUL_FLOPS
-        return work * self.ratio(str(comparison), FORWARD, 'matmul')
+        return work * self.ratio(str(comparison), FORWARD, ROOFLINE)
 
     def to_json(self) -> str:
         """Serialize all results to JSON."""
-        times = [asdict(measurement) for measurement in self.times]
-        values = dict(machine=self.machine, times=times, memory=self.memory, scaling=self.scaling)
+        values = vars(self) | dict(times=[asdict(measurement) for measurement in self.times])
         return json.dumps(values, indent=1) + '\n'
 
     def to_csv(self) -> str:
-        """Serialize the times of all candidates to CSV."""
-        rows = [
-            (m.comparison, m.mode, m.candidate, *(f'{figure:.2f}' for figure in figures))
-            for m in self.times
-            for figures in [(m.milliseconds, m.ratio, *m.quartiles)]
-        ]
+        """Serialize all times to CSV."""
         text = io.StringIO()
-        header = ('comparison', 'mode', 'candidate', 'milliseconds', 'ratio', 'lower', 'upper')
-        csv.writer(text, lineterminator='\n').writerows([header, *rows])
+        writer = csv.writer(text, lineterminator='\n')
+        writer.writerow(CSV_HEADER)
+        for m in self.times:
+            figures = (m.milliseconds, m.baseline_milliseconds, m.ratio, *m.quartiles)
+            names = (m.comparison, m.mode, m.candidate, m.baseline)
+            writer.writerow([*names, *(f'{figure:.2f}' for figure in figures)])
         return text.getvalue()
 
     def to_markdown(self, listed: list[Comparison]) -> str:
-        """Format all tables, with times relative to the first candidate of each comparison."""
-        machine = ', '.join(f'{key} {value}' for key, value in self.machine.items())
-        parts = [f'Machine: {machine}.\n']
-        first = {str(comparison): comparison.candidates[0] for comparison in listed}
+        """Format all tables.
+
+        Args:
+            listed: The comparisons that were measured.
+        """
+        environment = ', '.join(f'{key} {value}' for key, value in self.environment.items())
+        operators = [comparison for comparison in listed if comparison.suite == 'operator']
+        parts = [f'Environment: {environment}.\n']
         if self.times:
-            parts.append(
-                table(
-                    ('measured', 'mode', 'candidate', 'over', 'ratio of times', 'quartiles'),
-                    [
-                        (
-                            m.comparison,
-                            m.mode,
-                            m.candidate,
-                            first[m.comparison],
-                            f'{m.ratio:.2f}',
-                            f'{m.quartiles[0]:.2f} to {m.quartiles[1]:.2f}',
-                        )
-                        for m in self.times
-                        if m.candidate not in ('matmul', first[m.comparison])
-                    ],
-                )
-            )
-        shares = [
-            (str(comparison), f'{self.roofline_share(comparison):.0%}')
-            for comparison in listed
-            if comparison.suite == 'operator'
-        ]
-        if shares:
+            parts.append(self._times_table())
+        if operators:
+            shares = [(str(c), f'{self.roofline_share(c):.0%}') for c in operators]
             parts.append(table(('forward', "share of the matrix product's FLOP/s"), shares))
         if self.memory:
-            parts.append(
-                table(
-                    ('memory', 'candidate', 'kept for backward / input', 'peak (MiB)'),
-                    [
-                        (
-                            row['comparison'],
-                            row['candidate'],
-                            f'{row["saved_bytes"] / row["input_bytes"]:.1f}',
-                            f'{row["peak_bytes"] / 2**20:.0f}',
-                        )
-                        for row in self.memory
-                    ],
-                )
-            )
+            parts.append(self._memory_table())
         if self.scaling:
-            rows = [
-                (
-                    f'{row["side"]}^2',
-                    f'{row["milliseconds"]:.1f}',
-                    f'{row["milliseconds_kept"]:.1f}',
-                    f'{row["peak_bytes"] / 2**20:.0f}',
-                )
-                for row in self.scaling
-            ]
-            keys = ('milliseconds', 'milliseconds_kept', 'peak_bytes')
-            exponents = [f'{fitted_exponent(self.scaling, key):.2f}' for key in keys]
-            header = ('64 channels, forward + backward', 'ms', 'ms, memory kept', 'peak (MiB)')
-            parts.append(table(header, [*rows, ('exponent', *exponents)]))
+            parts.append(self._scaling_table())
         return '\n'.join(parts)
+
+    def _times_table(self) -> str:
+        header = ('comparison', 'mode', 'candidate', 'baseline', 'ratio of times', 'quartiles')
+        rows = [
+            (
+                m.comparison,
+                m.mode,
+                m.candidate,
+                m.baseline,
+                f'{m.ratio:.2f}',
+                f'{m.quartiles[0]:.2f} to {m.quartiles[1]:.2f}',
+            )
+            for m in self.times
+            if m.candidate != ROOFLINE
+        ]
+        return table(header, rows)
+
+    def _memory_table(self) -> str:
+        header = ('comparison', 'candidate', 'kept for backward / input', 'peak (MiB)')
+        rows = [
+            (
+                row['comparison'],
+                row['candidate'],
+                f'{row["saved_bytes"] / row["input_bytes"]:.1f}',
+                f'{row["peak_bytes"] / 2**20:.0f}',
+            )
+            for row in self.memory
+        ]
+        return table(header, rows)
+
+    def _scaling_table(self) -> str:
+        header = ('64 channels, forward + backward', 'ms', 'ms, memory kept', 'peak (MiB)')
+        rows = [
+            (
+                f'{row["side"]}^2',
+                f'{row["milliseconds"]:.1f}',
+                f'{row["milliseconds_kept"]:.1f}',
+                f'{row["peak_bytes"] / 2**20:.0f}',
+            )
+            for row in self.scaling
+        ]
+        keys = ('milliseconds', 'milliseconds_kept', 'peak_bytes')
+        exponents = [f'{fitted_exponent(self.scaling, key):.2f}' for key in keys]
+        return table(header, [*rows, ('exponent', *exponents)])
 
     def plot(self, path: Path) -> None:
         """Plot time and memory over the number of pixels."""
@@ -149,54 +170,61 @@ class Results:
 
 
 def targets(results: Results, listed: list[Comparison]) -> str:
-    """Format the table of targets and whether they were reached; needs all suites."""
-    layers = [c for c in listed if c.suite == 'layer']
-    by_size = {c.arguments: str(c) for c in layers}
-    first, *stages = by_size
+    """Format a table of the figures that have a target.
+
+    Args:
+        results: Results of all suites, with maps of the full size.
+        listed: The comparisons that were measured.
+    """
+    layers = {c.arguments: str(c) for c in listed if c.suite == 'layer'}
+    first, *stages = layers
     attention = next(c for c in listed if c.arguments[0] == 'neighborhood_attention')
     resnet, swin, _ = (str(c) for c in listed if c.suite == 'backbone')
 
-    def faster(size: tuple, mode: str) -> float:
-        return results.ratio(by_size[size], mode, 'released')
+    def speedup(size: tuple, mode: str) -> float:
+        return results.ratio(layers[size], mode, 'released')
 
     def memory(size: tuple, candidate: str, key: str) -> float:
-        return results.memory_of(by_size[size], candidate)[key]
+        return results.memory_of(layers[size], candidate)[key]
 
     to_conv = statistics.mean(
-        1 / results.ratio(by_size[size], FORWARD, 'conv3x3') for size in stages
+        1 / results.ratio(layers[size], FORWARD, 'conv3x3') for size in stages
     )
     peak = memory(stages[0], 'released', 'peak_bytes') / memory(stages[0], 'acmix', 'peak_bytes')
     kept = memory(first, 'acmix', 'saved_bytes') / memory(first, 'acmix', 'input_bytes')
     to_resnet = 1 / results.ratio(resnet, FORWARD, 'mmdet')
     to_swin = 1 / results.ratio(swin, BOTH, 'mmdet')
+    small, middle, large = (f'layer {size}' for size in ('64x128x128', '256x50x84', '64x200x334'))
+    speedup_over = 'speedup over the released layer'
     figures = [
-        ('layer 64x128x128 over the released formula, forward', '>=', 40, faster(first, FORWARD)),
-        ('the same, forward + backward', '>=', 25, faster(first, BOTH)),
-        ('layer 256x50x84, forward', '>=', 20, faster(stages[2], FORWARD)),
-        ('the same, forward + backward', '>=', 15, faster(stages[2], BOTH)),
-        ('layer 64x128x128, kept for backward over its input', '<=', 8, kept),
-        ('layer 64x200x334, peak memory of the released formula over ours', '>=', 15, peak),
-        ('layer over 3x3 convolution, forward, mean of 4 sizes', '<=', 1.2, to_conv),
-        ('attention forward, share of the matrix product', '>=', 0.35,
+        (f'{small}, forward: {speedup_over}', '>=', 40, speedup(first, FORWARD)),
+        (f'{small}, forward + backward: {speedup_over}', '>=', 25, speedup(first, BOTH)),
+        (f'{middle}, forward: {speedup_over}', '>=', 20, speedup(stages[2], FORWARD)),
+        (f'{middle}, forward + backward: {speedup_over}', '>=', 15, speedup(stages[2], BOTH)),
+        (f'{small}: memory kept for backward / input', '<=', 8, kept),
+        (f"{large}: the released layer's peak memory / ACmix's", '>=', 15, peak),
+        ('layer, forward: time / that of a 3x3 convolution, mean of 4 sizes', '<=', 1.2, to_conv),
+        ("attention 64x128x128, forward: share of the matrix product's FLOP/s", '>=', 0.35,
          results.roofline_share(attention)),
-        ("ResNet-50 800x1344 forward, over mmdet's", '<=', 1.2, to_resnet),
-        ("Swin-T 448x672 forward + backward, over mmdet's", '<=', 1.15, to_swin),
+        ("ResNet-50 800x1344, forward: time / that of mmdet's", '<=', 1.2, to_resnet),
+        ("Swin-T 448x672, forward + backward: time / that of mmdet's", '<=', 1.15, to_swin),
     ]  # fmt: skip
     figures += [
-        (f'exponent of {name}, 64^2 to 512^2', '<=', 1.05, fitted_exponent(results.scaling, key))
+        (f'{name}: exponent over pixels, 64^2 to 512^2', '<=', 1.05,
+         fitted_exponent(results.scaling, key))
         for name, key in (
             ('time', 'milliseconds'),
             ('time, memory kept', 'milliseconds_kept'),
-            ('memory', 'peak_bytes'),
+            ('peak memory', 'peak_bytes'),
         )
-    ]
+    ]  # fmt: skip
     rows = [
         (
-            what,
+            name,
             f'{sign} {target:g}',
             f'{value:.2f}',
             'yes' if (value >= target if sign == '>=' else value <= target) else 'no',
         )
-        for what, sign, target, value in figures
+        for name, sign, target, value in figures
     ]
     return table(('figure', 'target', 'measured', 'reached'), rows)

@@ -3,14 +3,18 @@
 
     python -m benchmarks.run [--suites layer ...] [--quick] [--page docs/performance.md]
 
-Candidates of a comparison run in turn (A B A B ...) in one process; the result is the median of
-their ratios within a round, with its quartiles, because a busy machine slows both sides of a ratio.
-Peak memory is that of a fresh process for each candidate, which needs Linux. The command writes
-``benchmark.json``, ``benchmark.md`` and ``scaling.png`` to ``--out``, prints the tables, puts them
-into ``--page`` and the time of every candidate into a CSV file beside it.
+The candidates of a comparison run in turn in one process. Each round gives the ratio of their
+times; the result is the median of these ratios with its quartiles, because a busy machine slows
+down both sides of a ratio. Peak memory is measured in a fresh process for each candidate, which
+needs Linux.
+
+The command prints the tables and writes ``benchmark.json``, ``benchmark.md`` and ``scaling.png`` to
+``--out``. With ``--page`` it also replaces the tables of that page, and writes the times to a CSV
+file of the same name and the plot to ``images/scaling.png`` beside it.
 """
 
 import argparse
+import datetime
 import json
 import platform
 import sys
@@ -19,6 +23,7 @@ from typing import Any
 
 import torch
 
+import acmix_mm
 from acmix_mm.runtime.markdown import replace_between_marks
 
 from .cases import BUILDERS, comparisons
@@ -32,38 +37,58 @@ from .measure import (
 )
 from .report import Results, targets
 
+SUITES = [*BUILDERS, 'scaling']
 SCALING_SIDES = (64, 128, 256, 512)
 
 
-def describe_machine(rounds: int) -> dict[str, Any]:
-    """Describe what the figures depend on."""
+def describe_environment(rounds: int) -> dict[str, Any]:
+    """Return what the figures depend on: date, versions, and the speed of the processor."""
     return dict(
+        date=datetime.date.today().isoformat(),
+        acmix_mm=acmix_mm.__version__,
+        torch=torch.__version__,
         processor=platform.processor() or platform.machine(),
         capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
-        torch=torch.__version__,
         **{key: round(value, 1) for key, value in roofline(rounds).items()},
     )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description='Measure ACmix on this machine.')
-    suites = [*BUILDERS, 'scaling']
-    parser.add_argument('--suites', nargs='+', choices=suites, default=suites)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--suites', nargs='+', choices=SUITES, default=SUITES, help='what to measure (default: all)'
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/benchmark'),
+        help='folder for the results (default: %(default)s)',
+    )
     parser.add_argument('--page', type=Path, help='Markdown page whose tables are replaced')
-    parser.add_argument('--rounds', type=int, default=9, help='rounds, at least 2')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--quick', action='store_true', help='maps of an eighth of the size')
-    # Options of the fresh processes, see measure.py.
+    parser.add_argument(
+        '--rounds', type=int, default=9, help='number of rounds, at least 2 (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--threads',
+        type=int,
+        default=torch.get_num_threads(),
+        help='number of threads (default: that of torch, %(default)s here)',
+    )
+    parser.add_argument(
+        '--quick', action='store_true', help='measure maps of an eighth of the height and width'
+    )
+    # For the fresh processes that measure.py starts.
     parser.add_argument('--peak-of', type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument('--scaling-of', type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, write and print."""
+    """Measure the suites and report the results."""
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.peak_of:
@@ -72,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         return print_scaling_times(*args.scaling_of)
     listed = comparisons(args.suites, args.quick)
     results = Results()
-    results.machine = describe_machine(args.rounds)
+    results.environment = describe_environment(args.rounds)
     for comparison in listed:
         print(f'{comparison} ...', file=sys.stderr)
         results.times += compare(comparison, args.rounds)
@@ -84,11 +109,12 @@ def main(argv: list[str] | None = None) -> None:
         results.plot(args.out / 'scaling.png')
     (args.out / 'benchmark.json').write_text(results.to_json())
     markdown = results.to_markdown(listed)
-    if set(args.suites) == {*BUILDERS, 'scaling'}:
+    if set(args.suites) == set(SUITES) and not args.quick:  # targets are for the full sizes
         markdown = f'{targets(results, listed)}\n{markdown}'
     (args.out / 'benchmark.md').write_text(markdown)
     if args.page:
-        page = replace_between_marks(args.page.read_text(), 'figures', 'benchmarks', markdown)
+        page = args.page.read_text()
+        page = replace_between_marks(page, 'figures', 'benchmarks/run.py', markdown)
         args.page.write_text(page)
         args.page.with_suffix('.csv').write_text(results.to_csv())
         if results.scaling:

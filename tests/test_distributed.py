@@ -1,4 +1,4 @@
-"""Several processes, on the CPU: they train as one, evaluate every image once, and are launched."""
+"""Several processes on the CPU train and evaluate as one process does, and the launchers work."""
 
 import json
 import os
@@ -11,19 +11,20 @@ import pytest
 import torch.distributed
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from benchmarks import distributed
+
 ROOT = Path(__file__).parents[1]
 DETECTOR = str(ROOT / 'configs/demo/mask-rcnn_resnet26-acmix_fpn_shapes.py')
 SEGMENTOR = str(ROOT / 'configs/demo/sem-fpn_resnet26-acmix_shapes.py')
 FSDP = str(ROOT / 'configs/_base_/strategies/fsdp.py')
-TIMEOUT = 120  # seconds: a job that hangs has failed
-# What is trained, by the number of processes.
+TIMEOUT = 120  # seconds after which a job counts as hung
+# The cases of benchmarks/distributed.py that are trained, by the number of processes.
 JOBS = {2: ['segmentor', 'sharded-segmentor', 'fcos'], 4: ['segmentor']}
 
 
 @pytest.fixture(scope='module')
-def comparisons(tool, tmp_path_factory):
-    compare = tool('../benchmarks/distributed.py').compare
-    found = compare(JOBS, tmp_path_factory.mktemp('comparison'))
+def comparisons(tmp_path_factory):
+    found = distributed.compare(JOBS, tmp_path_factory.mktemp('comparison'))
     return {(c.processes, c.case): c for c in found}
 
 
@@ -48,7 +49,7 @@ def free_port():
 
 
 def start(script, *args, cwd, **environment):
-    """Start a launcher in a folder, where it can see the Python that runs the tests."""
+    """Start a launcher in a folder, so that it calls the Python that runs the tests."""
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
     return subprocess.Popen(
         [str(ROOT / 'tools' / script), *args],
@@ -68,7 +69,7 @@ def output_of(process):
 
 @pytest.fixture(scope='module')
 def options(shapes):
-    """Of a short run; the held-out images are fewer than two processes take."""
+    """Return options for a short run, whose 3 test images are not divisible by 2 processes."""
     loaders = [
         f'{split}_dataloader.{option}'
         for split in ('train', 'val', 'test')
@@ -84,7 +85,7 @@ def options(shapes):
 
 
 def test_launchers(tool, options, tmp_path):
-    """Trains on two processes, and tests on one, and on one each of two "machines"."""
+    """Train on two processes; test on one, and on two that are started as if on two machines."""
     train = start('dist_train.sh', DETECTOR, '2', '--work-dir', 'run', *options,
                   cwd=tmp_path, PORT=free_port())  # fmt: skip
     # 8 images in steps of 2 x 2
@@ -114,7 +115,7 @@ def test_launchers(tool, options, tmp_path):
 
 @pytest.fixture
 def lone_job(monkeypatch):
-    """The variables that torchrun sets for the only process of a job."""
+    """Set the variables that torchrun sets for the only process of a job."""
     job = dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1')
     for name, value in job.items():
         monkeypatch.setenv(name, value)
@@ -140,7 +141,7 @@ def test_fsdp_resumes(tool, shapes, lone_job, tmp_path):
     _, before = train(1)
     model, after = train(2, '--resume')
     units = [module for module in model.modules() if isinstance(module, FullyShardedDataParallel)]
-    assert len(units) == 1 + 8  # the whole, and the blocks of ResNet-26
+    assert len(units) == 1 + 8  # the model itself and the blocks of ResNet-26
     assert after['meta']['iter'] == 2
     for name, state in after['optimizer']['state'].items():
         assert state['step'] == 2, name

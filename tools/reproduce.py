@@ -3,14 +3,15 @@
 
     python tools/reproduce.py [--only detection] [--gpus 8] [--dry-run] ['retinanet_*' ...]
 
-Models are those of model-index.yml, or of them those that --only and the patterns choose. Each is
-trained and tested in a folder of its own below --work-dir, with its output in reproduce.log there.
-One that was interrupted goes on from its last checkpoint, and one that is done is passed over: so
-the same command takes up work where it stopped. One that fails does not stop the others. In the
-end, results.md and results.csv in --work-dir have the metrics of all models that are done.
+The models are those of model-index.yml; --only and patterns of their names select some of them.
+Each model is trained and tested in a folder of its own in --work-dir, with the output in
+reproduce.log. To continue after an interruption, run the same command again: a model resumes from
+its last checkpoint, and models that are finished are skipped. If a model fails, the others still
+run. At the end, results.md and results.csv in --work-dir contain the metrics of all finished
+models.
 
---gpus is the number of GPUs of this machine. Batches are divided among them such that each step
-sees as many images as the recipe says; the learning rates are meant for these.
+--gpus is the number of GPUs on this machine. They share the batch of the recipe, so that its
+learning rate remains right.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.runner import find_latest_checkpoint
 
-import acmix_mm  # noqa: F401  makes mmengine find the configs of mmseg
+from acmix_mm.runtime.markdown import table
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = {
@@ -39,7 +40,8 @@ TASKS = {
     'PASCAL VOC 2012 + Aug': 'segmentation',
     'ImageNet-1k': 'imagenet',
 }
-# What evaluators call a metric, what metafiles call it, and what one has to be multiplied by.
+# Metrics by their names in mmengine's logs: their names in metafiles, and the factor that turns a
+# logged value into a value of the metafiles.
 METRICS = {
     'coco/bbox_mAP': ('box AP', 100),
     'coco/segm_mAP': ('mask AP', 100),
@@ -56,9 +58,9 @@ class Model:
     Args:
         name: Name of the model, also used as the folder name.
         config: Path of its config.
-        task: One of the values of TASKS.
-        published: Published metrics of the model, under the names of the metafiles.
-        source: Where they were published.
+        task: Task of the model, one of the values of ``TASKS``.
+        published: Published metrics of the model by their names in metafiles.
+        source: Address of the publication; empty if nothing was published.
     """
 
     name: str
@@ -69,15 +71,22 @@ class Model:
 
 
 def read_models(index: Path) -> list[Model]:
-    """The models of all metafiles that an index names."""
+    """Read the models of all metafiles that an index file lists.
+
+    Args:
+        index: Path of the index file, such as ``model-index.yml``.
+
+    Raises:
+        SystemExit: A model is trained on a data set whose task is unknown.
+    """
     models = []
     for metafile in load(index)['Import']:
         for entry in load(index.parent / metafile)['Models']:
             data = entry['Metadata']['Training Data']
             if data not in TASKS:
                 sys.exit(
-                    f'{metafile}: the Training Data of {entry["Name"]} is {data}, which is none of '
-                    f'{", ".join(TASKS)}.'
+                    f'{metafile}: the Training Data of {entry["Name"]} is {data}; it must be one '
+                    f'of {", ".join(TASKS)}.'
                 )
             published = entry.get('Published', {})
             models.append(
@@ -93,11 +102,11 @@ def read_models(index: Path) -> list[Model]:
 
 
 class Run:
-    """The training and test of a model, and what its folder has of them.
+    """The training and the test of a model.
 
     Args:
         model: The model.
-        work_dir: The folder.
+        work_dir: Folder for checkpoints and logs. What it contains decides what is left to do.
         gpus: Number of GPUs.
     """
 
@@ -108,15 +117,15 @@ class Run:
         self.log = work_dir / 'reproduce.log'
 
     def state(self) -> str:
-        """How far it has come: the last checkpoint's name, 'done' after the test."""
+        """Return ``'done'`` after the test, else the last checkpoint's name or an empty string."""
         if self.metrics():
             return 'done'
         latest = find_latest_checkpoint(str(self.work_dir)) if self.work_dir.exists() else None
         return Path(latest).stem if latest else ''
 
     def metrics(self) -> dict[str, float]:
-        """The metrics of the test, by the names of metafiles; empty before it."""
-        # mmengine writes them to <time>/<time>.json.
+        """Return the metrics of the test by their names in metafiles; empty before the test."""
+        # mmengine writes the metrics of a test to <time>/<time>.json.
         logs = sorted(self.work_dir.glob('test/*/[0-9]*.json'))
         logged = json.loads(logs[-1].read_text()) if logs else {}
         return {
@@ -126,13 +135,17 @@ class Run:
         }
 
     def commands(self) -> list[list[str]]:
-        """What is left to be run."""
+        """Return the commands that are left to be run.
+
+        Raises:
+            SystemExit: The config cannot be read, or the GPUs cannot share its batch.
+        """
         state = self.state()
         if state == 'done':
             return []
         try:
             cfg = Config.fromfile(self.model.config, import_custom_modules=False)
-        except ModuleNotFoundError as error:  # of a library whose configs it inherits
+        except ModuleNotFoundError as error:  # the config inherits from a library's configs
             sys.exit(f'{self.model.config} cannot be read: {error}.')
         loop = cfg.train_cfg
         last = f'epoch_{loop.max_epochs}' if 'max_epochs' in loop else f'iter_{loop.max_iters}'
@@ -149,9 +162,9 @@ class Run:
         return [test] if state == last else [train, test]
 
     def run(self, commands: list[list[str]]) -> bool:
-        """Run commands until one fails, and tell whether none did."""
+        """Run commands until one fails. Return True if none failed."""
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        # The Python that runs this goes before others: the scripts look for one.
+        # Put the Python that runs this tool first, because the scripts call `python`.
         path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', '')])
         environment = os.environ | dict(PATH=path)
         with self.log.open('a') as log:
@@ -161,7 +174,7 @@ class Run:
                 try:
                     code = process.wait()
                 except KeyboardInterrupt:
-                    process.wait()  # Ctrl-C reaches it, too, and it has processes of its own to end
+                    process.wait()  # it was interrupted too, and has to end its own processes
                     raise
                 if code:
                     return False
@@ -174,75 +187,77 @@ class Run:
         return ['python', f'{tools}/{name}.py', *files, *options]
 
     def _batch_size(self, cfg: Config) -> int:
-        """Images of one GPU, such that all together see what the recipe says."""
-        name = re.search(r'_(\d+)xb(\d+)', self.model.name)  # GPUs and images of each
-        if name:
-            total = int(name[1]) * int(name[2])
+        """Return the batch size of each GPU at which all GPUs share the batch of the recipe."""
+        recipe = re.search(r'_(\d+)xb(\d+)', self.model.name)  # GPUs x images on each
+        if recipe:
+            total = int(recipe[1]) * int(recipe[2])
         elif 'auto_scale_lr' in cfg:
             total = cfg.auto_scale_lr.base_batch_size
         else:
             return cfg.train_dataloader.batch_size
         if total % self.gpus:
             sys.exit(
-                f'--gpus {self.gpus}: {self.model.name} is for steps of {total} images, which '
-                'cannot be divided among them.'
+                f'--gpus {self.gpus}: {self.model.name} trains with steps of {total} images; use a '
+                'number of GPUs that divides them.'
             )
         return total // self.gpus
 
 
-def table(runs: list[Run]) -> list[dict[str, str]]:
-    """One line for each metric of each run, measured or published."""
-    lines = []
+def result_rows(runs: list[Run]) -> list[list[str]]:
+    """Return a row for each metric, measured or published, of each run."""
+    rows = []
     for run in runs:
         model, ours = run.model, run.metrics()
-        for metric in [*ours, *(name for name in model.published if name not in ours)] or ['']:
-            cells = (model.name, run.state(), metric, ours.get(metric, ''),
-                     model.published.get(metric, ''), model.source)  # fmt: skip
-            lines.append(dict(zip(COLUMNS, map(str, cells), strict=True)))
-    return lines
+        for metric in dict.fromkeys([*ours, *model.published]) or ['']:
+            figures = (ours.get(metric, ''), model.published.get(metric, ''))
+            rows.append([model.name, run.state(), metric, *map(str, figures), model.source])
+    return rows
 
 
-def write_table(runs: list[Run], work_dir: Path) -> None:
-    """Write results.md and results.csv."""
-    lines = table(runs)
+def write_results(runs: list[Run], work_dir: Path) -> None:
+    """Write results.md and results.csv, and print the former."""
+    rows = result_rows(runs)
     work_dir.mkdir(parents=True, exist_ok=True)
     with (work_dir / 'results.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(lines)
-    rows = [COLUMNS, ['---'] * len(COLUMNS), *(line.values() for line in lines)]
-    text = ''.join(f'| {" | ".join(row)} |\n' for row in rows)
-    text += '\nPublished figures stand where the metafiles have them; for others see the paper.\n'
+        csv.writer(file).writerows([COLUMNS, *rows])
+    text = table(COLUMNS, rows)
+    text += '\nPublished figures are those of the metafiles; for others see the paper.\n'
     (work_dir / 'results.md').write_text(text)
     print(f'\n{text}\n{work_dir / "results.md"}\n{work_dir / "results.csv"}')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Which models, and how."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('names', nargs='*', metavar='PATTERN', help='names of models, with * and ?')
-    parser.add_argument('--only', choices=sorted(set(TASKS.values())), help='models of one task')
-    parser.add_argument('--dry-run', action='store_true', help='print the commands, run nothing')
-    parser.add_argument('--gpus', type=int, default=1, help='GPUs of this machine (default: 1)')
+    parser.add_argument(
+        'names', nargs='*', metavar='PATTERN', help='names of models; * and ? are wildcards'
+    )
+    parser.add_argument(
+        '--only', choices=sorted(set(TASKS.values())), help='run the models of one task'
+    )
+    parser.add_argument(
+        '--dry-run', action='store_true', help='print the commands without running them'
+    )
+    parser.add_argument('--gpus', type=int, default=1, help='number of GPUs (default: 1)')
     parser.add_argument(
         '--work-dir',
         type=Path,
         default=Path('work_dirs/reproduce'),
-        help='folder of all runs (default: %(default)s)',
+        help='folder for all runs (default: %(default)s)',
     )
     parser.add_argument(
         '--index',
         type=Path,
         default=ROOT / 'model-index.yml',
-        help="file that names the metafiles (default: the repository's)",
+        help="file that lists the metafiles (default: the repository's model-index.yml)",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run, or print, what is left to be run."""
+    """Run the commands that are left to be run, or print them."""
     args = parse_args(argv)
     runs = [Run(model, args.work_dir / model.name, args.gpus) for model in read_models(args.index)]
     chosen = [
@@ -252,7 +267,8 @@ def main(argv: list[str] | None = None) -> None:
         if not args.names or any(fnmatch(run.model.name, pattern) for pattern in args.names)
     ]
     if not chosen:
-        sys.exit(f'No model of {args.index} is {" or ".join(args.names) or args.only}.')
+        options = [f'--only {args.only}'] if args.only else []
+        sys.exit(f'No model of {args.index} matches {" ".join([*options, *args.names])}.')
     plan = [(run, run.commands()) for run in chosen]
     if args.dry_run:
         for command in (command for _, commands in plan for command in commands):
@@ -267,12 +283,12 @@ def main(argv: list[str] | None = None) -> None:
             if not run.run(commands):
                 failed.append(run)
     except KeyboardInterrupt:
-        sys.exit('Stopped. The same command goes on from here.')
+        sys.exit('Interrupted. Run the same command again to continue.')
     finally:
-        write_table(runs, args.work_dir)
+        write_results(runs, args.work_dir)
     if failed:
         logs = '\n'.join(f'  {run.model.name}: {run.log}' for run in failed)
-        sys.exit(f'{len(failed)} of {len(plan)} failed; see the end of\n{logs}')
+        sys.exit(f'{len(failed)} of {len(plan)} models failed; see the end of\n{logs}')
 
 
 if __name__ == '__main__':

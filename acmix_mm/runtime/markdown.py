@@ -14,11 +14,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     Examples:
         >>> print(table(('model', 'AP'), [('ResNet-50', '38.0')]), end='')
         | model | AP |
-        | --- | --- |
+        |---|---|
         | ResNet-50 | 38.0 |
     """
-    lines = [header, ['---'] * len(header), *rows]
-    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+    head, *body = (f'| {" | ".join(cells)} |\n' for cells in (header, *rows))
+    return ''.join([head, '|', '---|' * len(header), '\n', *body])
 
 
 def replace_between_marks(page: str, name: str, writer: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say."""
+"""The benchmarks measure what they claim to measure, and report it."""
 
 import csv
 import json
@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from acmix_mm.ops import available_backends
 from benchmarks import cases, measure, report, run
 
 
@@ -19,12 +20,34 @@ def test_released_formula_computes_what_our_layer_does():
     torch.testing.assert_close(released(x), released.layer(x))
 
 
-def test_ratios_quartiles_and_order():
+@pytest.mark.parametrize('name', ['neighborhood_attention', 'shift_conv', 'pointwise_conv'])
+def test_every_backend_of_an_operator_is_a_candidate_of_its_own(name):
+    (comparison, *_) = [c for c in cases.comparisons(['operator'], True) if name in c.arguments]
+    *backends, roofline = comparison.candidates
+    assert backends == [b for b in available_backends(name) if b not in ('reference', 'triton')]
+    assert roofline not in backends
+    modules = [comparison.build(candidate)[0] for candidate in comparison.candidates]
+    assert [module.backend for module in modules[:-1]] == backends
+    assert isinstance(modules[-1], cases.Square)
+
+
+def test_functions_run_in_alternating_order_after_a_warm_up():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in 'ab'}
     seconds = measure.time_in_turn(functions, 2)
     assert calls == ['a', 'b', 'a', 'b', 'b', 'a']
     assert {name: len(times) for name, times in seconds.items()} == {'a': 2, 'b': 2}
+
+
+def test_ratios_are_those_of_a_round_to_the_first_candidate(monkeypatch):
+    seconds = dict(acmix=[1.0, 2.0, 4.0], conv3x3=[3.0, 8.0, 8.0])
+    monkeypatch.setattr(measure, 'time_in_turn', lambda functions, rounds: seconds)
+    comparison = cases.Comparison('layer', (8, 9, 9), ('acmix', 'conv3x3'), (cases.FORWARD,))
+    assert measure.compare(comparison, 3) == [
+        measure.Measurement(
+            'layer 8x9x9', 'forward', 'conv3x3', 'acmix', 8000.0, 2000.0, 3.0, (2.5, 3.5)
+        )
+    ]
 
 
 def test_exponent_of_a_power_law():
@@ -48,39 +71,42 @@ def test_peak_memory_of_the_released_formula_is_higher():
 
 def test_writes_json_markdown_and_page(tmp_path):
     page = tmp_path / 'page.md'
-    page.write_text(
-        'before\n<!-- figures: written by benchmarks -->\n<!-- figures: end -->\nafter\n'
-    )
+    marks = '<!-- figures: written by benchmarks/run.py -->\n<!-- figures: end -->\n'
+    page.write_text(f'before\n{marks}after\n')
     threads = str(torch.get_num_threads())
     options = ['--quick', '--rounds', '2', '--suites', 'operator', '--threads', threads]
     run.main([*options, '--out', str(tmp_path), '--page', str(page)])
     results = json.loads((tmp_path / 'benchmark.json').read_text())
-    assert results['machine']['matmul_gflops'] > 0
+    assert results['environment']['matmul_gflops'] > 0
     assert {row['mode'] for row in results['times']} == {'forward', 'forward + backward'}
     markdown = (tmp_path / 'benchmark.md').read_text()
     assert 'operator shift_conv 64x16x16' in markdown
     assert page.read_text().startswith('before\n')
     assert markdown in page.read_text()
-    assert '| cpu | cpu |' not in markdown, 'a candidate is compared with itself'
     with (tmp_path / 'page.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(results['times'])
-    assert float(rows[0]['milliseconds']) > 0
+    assert all(row['candidate'] != row['baseline'] for row in rows)
+    assert all(float(row['milliseconds']) > 0 for row in rows)
 
 
 def test_targets_are_read_off_a_full_run():
     listed = cases.comparisons([*cases.BUILDERS, 'scaling'], quick=False)
     results = report.Results()
     for c in listed:
+        baseline, *others = c.candidates
+        results.times += [
+            measure.Measurement(str(c), mode, name, baseline, 1.0, 1.0, 2.0, (2.0, 2.0))
+            for name in others
+            for mode in c.modes
+        ]
         for name in c.candidates:
-            results.times += [
-                measure.Measurement(str(c), mode, name, 1.0, 2.0, (2.0, 2.0)) for mode in c.modes
-            ]
             size = dict(input_bytes=1, saved_bytes=7, peak_bytes=10)
             results.memory.append(dict(comparison=str(c), candidate=name, **size))
     times = ('milliseconds', 'milliseconds_kept', 'peak_bytes')
     results.scaling = [dict.fromkeys(times, side**2.0) | dict(side=side) for side in (4, 8)]
     text = report.targets(results, listed)
-    assert '| layer 64x128x128, kept for backward over its input | <= 8 | 7.00 | yes |' in text
-    assert "| ResNet-50 800x1344 forward, over mmdet's | <= 1.2 | 0.50 | yes |" in text
-    assert '| the same, forward + backward | >= 25 | 2.00 | no |' in text
+    assert '| layer 64x128x128: memory kept for backward / input | <= 8 | 7.00 | yes |' in text
+    assert "| ResNet-50 800x1344, forward: time / that of mmdet's | <= 1.2 | 0.50 | yes |" in text
+    speedup = 'layer 64x128x128, forward + backward: speedup over the released layer'
+    assert f'| {speedup} | >= 25 | 2.00 | no |' in text

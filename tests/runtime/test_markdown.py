@@ -16,4 +16,4 @@ def test_page_must_have_each_mark_once(page):
 
 
 def test_table():
-    assert table(['a', 'b'], [['1', '2']]) == '| a | b |\n| --- | --- |\n| 1 | 2 |\n'
+    assert table(['a', 'b'], [['1', '2']]) == '| a | b |\n|---|---|\n| 1 | 2 |\n'

@@ -1,4 +1,4 @@
-"""tools/analysis/get_flops.py against formulas that are worked out here."""
+"""tools/analysis/get_flops.py agrees with formulas that are worked out by hand."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def get_flops(tool):
 
 
 def acmix_layer(c: int, pixels: int, stride: int) -> int:
-    """Multiply-adds of ACmix(c, c) with 4 heads and a 7x7 window."""
+    """Return the multiply-adds of ACmix(c, c) with 4 heads and a 7x7 window."""
     fewer = pixels // stride**2
     projections = pixels * c * 3 * c + pixels * 2 * c // 4
     attention = fewer * c * 2 * 49
@@ -48,7 +48,7 @@ def test_backbone():
 
 
 class Head(nn.Module):
-    """Works outside of its layers, and is not run by ``__call__``."""
+    """Computes something outside of its layers, and is called through ``predict``."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class Head(nn.Module):
 
 
 class Model(nn.Module):
-    """Has a layer in two parts, a part that is not run, and something beside its parts."""
+    """Has a layer that belongs to two parts, a part that is not run, and a parameter of its own."""
 
     def __init__(self):
         super().__init__()
@@ -93,7 +93,7 @@ def test_parts():
 
 
 def convs(sizes, *channels):
-    """Multiply-adds of 3x3 convolutions with given channels on maps of given sides."""
+    """Return the multiply-adds of 3x3 convolutions with given channels on maps of given sides."""
     return 9 * sum(side**2 for side in sizes) * sum(a * b for a, b in channels)
 
 

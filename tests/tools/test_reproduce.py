@@ -1,4 +1,4 @@
-"""tools/reproduce.py: runs of a tiny model, one of them killed on the way; and its commands."""
+"""tools/reproduce.py trains, resumes and tests a tiny model, and its commands are valid."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from mmengine.fileio import load
 
 ROOT = Path(__file__).parents[2]
 
-# A segmentor that trains for two steps, and is killed after the checkpoint of the first, once.
+# A segmentor that trains for two steps. Its process is killed once, after the first checkpoint.
 CONFIG = """
 _base_ = {base!r}
 custom_imports = dict(imports=['acmix_mm', 'killed_once'])
@@ -45,7 +45,12 @@ def reproduce(tool):
 
 
 def write_index(folder, **models):
-    """An index of one metafile with models by name, each with its config and what it adds."""
+    """Write an index file with one metafile.
+
+    Args:
+        folder: Folder of both files.
+        **models: Config and additional entries of each model, by its name.
+    """
     entries = [
         dict(Name=name, Config=config, Metadata={'Training Data': 'ADE20K'}, **more)
         for name, (config, more) in models.items()
@@ -67,7 +72,7 @@ def test_killed_and_taken_up_again(reproduce, shapes, tmp_path, monkeypatch, cap
     index = write_index(tmp_path, broken=('broken.py', {}), tiny=('tiny.py', published))
     argv = ['--index', index, '--work-dir', 'runs']
 
-    with pytest.raises(SystemExit, match='2 of 2 failed') as error:
+    with pytest.raises(SystemExit, match='2 of 2 models failed') as error:
         reproduce.main(argv)
     assert 'runs/broken/reproduce.log' in str(error.value)
     assert 'nowhere' in Path('runs/broken/reproduce.log').read_text()
@@ -144,8 +149,8 @@ def test_commands_parse(reproduce, tool, capsys, monkeypatch, gpus, name, option
 
 def test_mistakes(reproduce, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit, match=r'No model of .* is nothing'):
-        reproduce.main(['nothing', '--dry-run'])
+    with pytest.raises(SystemExit, match=r'No model of .* matches --only imagenet nothing'):
+        reproduce.main(['nothing', '--only', 'imagenet', '--dry-run'])
     with pytest.raises(SystemExit, match='steps of 16 images'):
         reproduce.main(['retinanet_swin-t*', '--dry-run', '--gpus', '3'])
     index = write_index(tmp_path, unknown=('c.py', {}))

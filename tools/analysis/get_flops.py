@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count parameters and FLOPs of a config's model, and of its parts.
+"""Count parameters and FLOPs of the model of a config, part by part.
 
     python tools/analysis/get_flops.py configs/mask_rcnn_acmix.py [--shape 800 1280]
 
-FLOPs are multiply-adds, as in papers on backbones: of convolutions, matrix products and attention,
-ACmix operators included, in one prediction for one image. Norms, activations, resizing and sampling
-(RoIAlign, deformable attention) are left out. Detectors are counted at as many proposals, and mask
-heads at as many detections, as the config's test_cfg allows. A head that only training runs has
-parameters, but no FLOPs.
+FLOPs are multiply-adds, as in papers on backbones: those of convolutions, matrix products and
+attention, including ACmix operators, in the prediction for one image. Norms, activations, resizing
+and sampling (RoIAlign, deformable attention) are not counted. Detectors are counted with as many
+proposals, and mask heads with as many detections, as the config's test_cfg allows. A head that is
+used only in training has parameters but no FLOPs.
 
-Networks are run on random numbers, on the CPU; no weights are loaded.
+The network runs on the CPU with random weights and a random image; no weights are loaded.
 """
 
 from argparse import Namespace, RawDescriptionHelpFormatter
@@ -21,13 +21,12 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 
-import acmix_mm  # noqa: F401  registers the backbones before the config is read
 from acmix_mm.complexity import Complexity, measure_parts
 from acmix_mm.runtime import config_parser, read_config
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    """The config, the changes to it and the size of the image."""
+    """Parse the command line."""
     parser = config_parser(__doc__)
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.add_argument(
@@ -35,26 +34,27 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         type=int,
         nargs='+',
         metavar=('H', 'W'),
-        help='height and width of the image, or its side (default: 800 1280 in detection, the crop '
-        'of training in segmentation, 224 in classification)',
+        help='height and width of the image, or one number for both (default: 800 1280 for '
+        'detection, the crop size of training for segmentation, 224 for classification)',
     )
     args = parser.parse_args(argv)
     if args.shape and len(args.shape) > 2:
-        parser.error(f'argument --shape: one or two numbers, got {len(args.shape)}')
+        parser.error(f'argument --shape: expected one or two numbers, got {len(args.shape)}')
     return args
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:
-    """The size that models of this kind are usually compared at."""
+    """Return the height and width with which models of this task are usually compared."""
     if cfg.default_scope == 'mmseg':
         return cfg.model.data_preprocessor.get('size', (512, 512))
     return (224, 224) if cfg.default_scope == 'mmpretrain' else (800, 1280)
 
 
-def drop_nothing(test_cfg: dict) -> None:
-    """Let a detector keep boxes that overlap or score low, and so as many as it may.
+def keep_all_boxes(test_cfg: dict) -> None:
+    """Change a test_cfg in place so that a detector keeps boxes that overlap or have low scores.
 
-    How many there are would else depend on the random numbers.
+    The detector then keeps the largest number of boxes that the config allows, whatever the random
+    weights are.
     """
     for name, value in test_cfg.items():
         if name == 'score_thr':
@@ -62,11 +62,11 @@ def drop_nothing(test_cfg: dict) -> None:
         elif name == 'iou_threshold':
             test_cfg[name] = 1.0
         elif isinstance(value, dict):
-            drop_nothing(value)
+            keep_all_boxes(value)
 
 
 def prediction(cfg: Config, model: Any, shape: tuple[int, int]) -> Callable[[], Any]:
-    """A call that predicts on one image."""
+    """Return a function that predicts on one random image."""
     image = torch.randint(256, (3, *shape), dtype=torch.uint8)
     meta = dict(ori_shape=shape, img_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
     if cfg.default_scope == 'mmdet':
@@ -78,24 +78,22 @@ def prediction(cfg: Config, model: Any, shape: tuple[int, int]) -> Callable[[], 
     sample = Sample(metainfo=meta)
     data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
     inputs, samples = data['inputs'], data['data_samples']
-    if cfg.default_scope == 'mmseg':  # whose `predict` may cut large images into many
+    if cfg.default_scope == 'mmseg':  # its `predict` may split a large image into several
         return lambda: model.encode_decode(inputs, [sample.metainfo for sample in samples])
     return lambda: model(inputs, samples, mode='predict')
 
 
 def count(cfg: Config, shape: tuple[int, int]) -> dict[str, Complexity]:
-    """Parameters and multiply-adds of each part of a config's model."""
+    """Count parameters and multiply-adds of each part of a config's model."""
     init_default_scope(cfg.default_scope)
-    drop_nothing(cfg.model.get('test_cfg') or {})
+    keep_all_boxes(cfg.model.get('test_cfg') or {})
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     return measure_parts(model, prediction(cfg, model, shape))
 
 
 def table(parts: dict[str, Complexity]) -> str:
-    """One line for each part that has parameters or FLOPs, and one for the whole."""
-    shown = {
-        name or 'beside them': part for name, part in parts.items() if part.params or part.macs
-    }
+    """Format one line for each part that has parameters or FLOPs, and one for the whole model."""
+    shown = {name or 'other': part for name, part in parts.items() if part.params or part.macs}
     shown['model'] = Complexity(
         sum(part.params for part in parts.values()), sum(part.macs for part in parts.values())
     )
@@ -110,7 +108,7 @@ def table(parts: dict[str, Complexity]) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Complexity]:
-    """Print the table, and return what is in it."""
+    """Print the table, and return the parameters and multiply-adds of each part."""
     args = parse_args(argv)
     cfg = read_config(args)
     height, *rest = args.shape or default_shape(cfg)

@@ -3,9 +3,10 @@
 
     python tools/analysis/model_zoo.py [--check]
 
-Parameters and multiply-adds are counted on ImageNet classifiers, at 224x224 with a linear head for
-1000 classes, as the papers do. Beside them stand what the released code counts and what the paper
-published. The models, their training and their results come from the metafiles of configs/.
+Parameters and multiply-adds are counted for ImageNet classifiers with a linear head for 1000
+classes on images of 224x224 pixels, as in the papers. They are shown beside the counts of the
+released code and the published numbers. The models, their training and their results come from the
+metafiles of configs/.
 """
 
 import argparse
@@ -19,21 +20,26 @@ from torch import Tensor, nn
 
 from acmix_mm.complexity import measure_complexity
 from acmix_mm.registry import MODELS
-from acmix_mm.runtime.markdown import replace_between_marks
+from acmix_mm.runtime.markdown import replace_between_marks, table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs' / 'model_zoo.md'
 SIZES_HEADER = (
-    '| model | params (M) | with 2 pairs | released | published '
-    '| FLOPs (G) | with 2 pairs | released | published |\n'
-    '|---|---|---|---|---|---|---|---|---|\n'
+    'model',
+    *('params (M)', 'with 2 pairs', 'released', 'published'),
+    *('FLOPs (G)', 'with 2 pairs', 'released', 'published'),
 )
-MODELS_HEADER = '| config | backbone | training | results | published |\n|---|---|---|---|---|\n'
+MODELS_HEADER = ('config', 'backbone', 'training', 'results', 'published')
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Millions of parameters and billions of multiply-adds; None is not known."""
+    """Size of a classifier.
+
+    Attributes:
+        params: Millions of parameters. None (default) means unknown.
+        flops: Billions of multiply-adds. None (default) means unknown.
+    """
 
     params: float | None = None
     flops: float | None = None
@@ -41,7 +47,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Model:
-    """One row of the table."""
+    """A backbone in the table of sizes.
+
+    Attributes:
+        name: Name of the backbone.
+        backbone: Config of the backbone.
+        released: Size that the released code has. Default: unknown.
+        published: Size that the authors state. Default: unknown.
+    """
 
     name: str
     backbone: dict
@@ -54,7 +67,8 @@ SAN = dict(type='ACmixSAN', out_indices=(4,))
 PVT = dict(type='ACmixPVT', out_indices=(3,))
 SWIN = dict(type='ACmixSwin', out_indices=(3,))
 
-# Published: README of the authors' release. Released: counted on its code, where it has any.
+# The published sizes are those in the README of the released code. The released sizes were counted
+# on that code, which does not contain all of these backbones.
 ZOO = (
     Model('ResNet-26-ACmix', RESNET | dict(depth=26), Counts(10.488), Counts(10.6, 2.3)),
     Model('ResNet-38-ACmix', RESNET | dict(depth=38), Counts(14.411), Counts(14.6, 2.9)),
@@ -79,7 +93,12 @@ ZOO = (
 
 
 class Classifier(nn.Module):
-    """A backbone, global average pooling and a linear layer for 1000 classes."""
+    """A backbone, global average pooling and a linear layer for 1000 classes.
+
+    Args:
+        backbone: The backbone.
+        image: Example of an input, from which the number of features is determined.
+    """
 
     def __init__(self, backbone: nn.Module, image: Tensor) -> None:
         super().__init__()
@@ -92,7 +111,7 @@ class Classifier(nn.Module):
 
 
 def measure(backbone: dict, num_conv_pairs: int) -> Counts:
-    """Count parameters and FLOPs of a classifier with a backbone."""
+    """Count parameters and multiply-adds of a classifier with a backbone."""
     cfg = dict(backbone, acmix_cfg=dict(num_conv_pairs=num_conv_pairs))
     with torch.device('meta'):
         image = torch.empty(1, 3, 224, 224)
@@ -101,8 +120,8 @@ def measure(backbone: dict, num_conv_pairs: int) -> Counts:
     return Counts(complexity.params / 1e6, complexity.macs / 1e9)
 
 
-def row(model: Model) -> str:
-    """One line of the table."""
+def size_row(model: Model) -> list[str]:
+    """Return the cells of a backbone in the table of sizes."""
     measured = [measure(model.backbone, pairs) for pairs in (1, 2)]
     cells = [model.name]
     for kind in ('params', 'flops'):
@@ -110,61 +129,60 @@ def row(model: Model) -> str:
         cells += ['' if count is None else f'{count:.3f}' for count in exact]
         published = getattr(model.published, kind)
         cells.append('' if published is None else str(published))
-    return f'| {" | ".join(cells)} |\n'
+    return cells
 
 
-def sizes() -> str:
-    """The table of all backbones."""
-    return SIZES_HEADER + ''.join(map(row, ZOO))
+def sizes_table() -> str:
+    """Format the table with the sizes of all backbones."""
+    return table(SIZES_HEADER, [size_row(model) for model in ZOO])
 
 
-def models() -> str:
-    """A table for each data set, of the models that the metafiles list."""
-    tables: dict[str, str] = {}
+def models_tables() -> str:
+    """Format one table for each data set, with the models that the metafiles list."""
+    rows: dict[str, list[list[str]]] = {}
     for metafile in load(ROOT / 'model-index.yml')['Import']:
         for model in load(ROOT / metafile)['Models']:
-            data = model['Metadata']['Training Data']
-            tables[data] = tables.get(data, '') + model_row(model)
-    return '\n'.join(
-        f'### {data}\n\n{MODELS_HEADER}{rows}' for data, rows in sorted(tables.items())
-    )
+            rows.setdefault(model['Metadata']['Training Data'], []).append(model_row(model))
+    return '\n'.join(f'### {data}\n\n{table(MODELS_HEADER, rows[data])}' for data in sorted(rows))
 
 
-def model_row(model: dict) -> str:
-    """One line of such a table. What was not measured or published stays blank."""
+def model_row(model: dict) -> list[str]:
+    """Return the cells of a model. Results that were not measured or published are left blank."""
     data = model['Metadata']
     unit = 'Epochs' if 'Epochs' in data else 'Iterations'
-    results = ', '.join(metrics(result) for result in model.get('Results') or ())
-    published = metrics(model.get('Published', {}))
+    results = ', '.join(format_metrics(result) for result in model.get('Results') or ())
+    published = format_metrics(model.get('Published', {}))
     if published:
         published = f'[{published}]({model["Published"]["Source"]})'
-    cells = [
+    return [
         f'[{model["Name"]}](../{model["Config"]})',
         data['Backbone'],
         f'{data[unit]} {unit.lower()}',
         results,
         published,
     ]
-    return f'| {" | ".join(cells)} |\n'
 
 
-def metrics(entry: dict) -> str:
-    """The metrics of a result, such as ``box AP 38.0, mask AP 34.5``."""
+def format_metrics(entry: dict) -> str:
+    """Format the metrics of a metafile's result, such as ``box AP 38.0, mask AP 34.5``."""
     return ', '.join(f'{name} {value}' for name, value in entry.get('Metrics', {}).items())
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the page, or check it."""
+    """Write the tables of the page, or check that they are up to date."""
     parser = argparse.ArgumentParser(description='Write the tables of docs/model_zoo.md.')
-    parser.add_argument('--check', action='store_true', help='fail if they are not up to date')
+    parser.add_argument(
+        '--check', action='store_true', help='write nothing, and fail if the page is out of date'
+    )
     args = parser.parse_args(argv)
     old = PAGE.read_text()
     new = old
-    for name, text in (('sizes', sizes()), ('models', models())):
+    for name, text in (('sizes', sizes_table()), ('models', models_tables())):
         new = replace_between_marks(new, name, 'tools/analysis/model_zoo.py', text)
-    if args.check and new != old:
-        sys.exit(f'{PAGE} is not up to date: run python tools/analysis/model_zoo.py')
-    PAGE.write_text(new)
+    if not args.check:
+        PAGE.write_text(new)
+    elif new != old:
+        sys.exit(f'{PAGE} is out of date: run python tools/analysis/model_zoo.py')
 
 
 if __name__ == '__main__':
