@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts parameters and multiply-adds of models with ACmix layers.
+"""Count parameters and multiply-adds of models with ACmix layers.
 
-:class:`torch.utils.flop_counter.FlopCounterMode` counts what torch's operators do. Left alone it
-would see an ACmix operator as whatever its backend is written in: tiles with their halos, composed
-weights, or nothing at all for a fused kernel. Here every operator counts by its definition, the
-same for all backends, which is also how the papers count.
+:class:`torch.utils.flop_counter.FlopCounterMode` counts the work of torch's operators. For an ACmix
+operator it would count what the backend happens to compute: tiles with their halos, composed
+weights, or nothing at all for a fused kernel. Here every ACmix operator is counted by its
+definition, which gives the same number for all backends and is also how the papers count.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ from .ops import neighborhood_aggregation, neighborhood_attention, pointwise_con
 
 @dataclass(frozen=True)
 class Complexity:
-    """Size and work of a model.
+    """Number of parameters and multiply-adds of a model.
 
     Attributes:
         params: Number of parameters.
         macs: Multiply-adds of convolutions, matrix products and attention in one forward pass,
-            which papers on backbones call FLOPs. Norms, activations and biases are left out.
+            which papers on backbones call FLOPs. Norms, activations and biases are not counted.
     """
 
     params: int
@@ -38,11 +38,11 @@ class Complexity:
 def measure_complexity(model: nn.Module, *inputs: Any) -> Complexity:
     """Count a model's parameters and the multiply-adds of one forward pass in eval mode.
 
-    On the ``meta`` device nothing is computed, so that the largest models take a moment.
+    On the ``meta`` device nothing is computed, so that even large models are counted quickly.
 
     Args:
-        model: Any module.
-        *inputs: Arguments of its ``forward``.
+        model: Model to count.
+        *inputs: Arguments of the model's ``forward``.
 
     Examples:
         >>> from acmix_mm.backbones import ACmixResNet
@@ -58,9 +58,12 @@ def measure_parts(model: nn.Module, run: Callable[[], Any]) -> dict[str, Complex
     """Count parameters and multiply-adds of each part of a model.
 
     Args:
-        model: Any module. Its parts are its children. What belongs to none of them counts as the
-            part ``''``, and parameters that several parts share count for the first one.
-        run: Callable that runs the model (in eval mode) once.
+        model: Model to count. Its children are its parts.
+        run: Callable that runs the model once. The model is in eval mode then.
+
+    Returns:
+        dict[str, Complexity]: Counts by the names of the parts. Parameters and work outside of the
+        children have the name ``''``. Parameters that several parts share count for the first one.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1, bias=False))
@@ -89,15 +92,15 @@ def measure_parts(model: nn.Module, run: Callable[[], Any]) -> dict[str, Complex
 
 
 class _MacsByPart:
-    """Attributes multiply-adds to the part of the model that runs.
+    """Context manager that assigns multiply-adds to the part of the model that is running.
 
-    It wraps methods instead of registering hooks, because heads do part of their work outside of
-    ``__call__``.
+    It wraps methods instead of registering hooks, because heads do part of their work in
+    ``predict`` without ``__call__``, which hooks would not see.
 
     Args:
         model: Model whose children are the parts. A module at any depth belongs to the part that
             contains it.
-        total: Returns the number of multiply-adds counted so far.
+        total: Function that returns the number of multiply-adds counted so far.
     """
 
     def __init__(self, model: nn.Module, total: Callable[[], int]) -> None:
@@ -141,7 +144,7 @@ class _MacsByPart:
 
 
 class _OurOperators(TorchFunctionMode):
-    """Counts the calls of our operators instead of running them."""
+    """Mode that counts the multiply-adds of our operators instead of running them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +155,8 @@ class _OurOperators(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is pointwise_conv:
-            # Run by torch's own operator, which torch counts. The fifth argument is the backend.
+            # This backend is a matrix product of torch, which torch's counter counts. The fifth
+            # argument, the backend, is replaced.
             return func(*args[:4], **kwargs | dict(backend='matmul'))
         formula = _FORMULAS.get(func)
         if formula is None:
@@ -165,14 +169,14 @@ class _OurOperators(TorchFunctionMode):
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, *_: Any, **__: Any
 ) -> tuple[int, Sequence[int]]:
-    """Count a logit and a weighted value for each neighbour."""
+    """Count one logit and one weighted value per neighbour and channel."""
     return 2 * q.numel() * kernel_size**2, q.shape
 
 
 def _aggregation(
     weights: Tensor, v: Tensor, kernel_size: int, *_: Any, **__: Any
 ) -> tuple[int, Sequence[int]]:
-    """Count a weighted value for each neighbour."""
+    """Count one weighted value per neighbour and channel."""
     return v.numel() * kernel_size**2, v.shape
 
 
@@ -185,7 +189,7 @@ def _shift_conv(
     *_: Any,
     **__: Any,
 ) -> tuple[int, Sequence[int]]:
-    """The fully connected layer at every pixel of the maps, then the grouped convolution."""
+    """Count the fully connected layer at every pixel of the maps, and the grouped convolution."""
     batch_size, _maps, groups, *size = _first(maps).shape
     pairs, channels, *filter_shape = kernel.shape
     out_shape = (batch_size, channels, *(-(-side // stride) for side in size))
@@ -208,7 +212,7 @@ _FORMULAS: dict[Callable, Callable[..., tuple[int, Sequence[int]]]] = {
     neighborhood_aggregation: _aggregation,
     shift_conv: _shift_conv,
 }
-# torch 2.13 has formulas for the attention kernels of GPUs alone.
+# torch 2.13 has formulas for the attention kernels of GPUs only.
 _UNKNOWN_TO_TORCH = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu,
 }

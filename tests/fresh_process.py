@@ -1,4 +1,4 @@
-"""Runs code in a Python process of its own."""
+"""Run code in a new Python process."""
 
 import os
 import subprocess
@@ -6,7 +6,15 @@ import sys
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run code; fail with what it wrote to stderr if it fails, else return what it printed."""
+    """Run code in a new Python process, and fail with its stderr if it fails.
+
+    Args:
+        code: Python code to run.
+        **environment: Environment variables to set in addition to those of this process.
+
+    Returns:
+        subprocess.CompletedProcess: The finished process, with its stdout and stderr as text.
+    """
     result = subprocess.run(
         [sys.executable, '-c', code],
         env=os.environ | environment,

@@ -1,6 +1,6 @@
-"""Reads outputs of the released code and refills the parameters that made them.
+"""Read outputs of the released code, and recompute the parameters and inputs that gave them.
 
-The files in tests/data hold no weights: parameters and inputs come from a formula, given here.
+The files in ``tests/data`` contain no weights: the formulas below give parameters and inputs.
 """
 
 import json
@@ -15,7 +15,7 @@ DATA = Path(__file__).parent / 'data'
 
 
 def noise(size: int, seed: int) -> np.ndarray:
-    """Reproducible numbers in [-1, 1)."""
+    """Return reproducible pseudo-random numbers in [-1, 1)."""
     phase = np.sin(12.9898 * np.arange(size, dtype=np.float64) + 78.233 * seed) * 43758.5453
     return 2 * (phase - np.floor(phase)) - 1
 
@@ -37,14 +37,14 @@ def _parameter(name: str, shape: list[int], index: int) -> Tensor:
 
 @dataclass
 class Golden:
-    """One file: what the released code was given and what it returned.
+    """Arguments, parameters, input and outputs of a module of the released code.
 
     Attributes:
-        args: The released class was built with.
-        state_dict: Of the released class, float32.
-        input: float64 (B, C, H, W).
-        arrays: Outputs by name, as stored.
-        note: How arrays were subsampled, if they were.
+        args: Arguments that the released class was built with.
+        state_dict: State dict of the released class, in float32.
+        input: Input of the module, ``(B, C, H, W)`` in float64.
+        arrays: Outputs by name, as stored in the file.
+        note: How the outputs were subsampled; empty if they are complete.
     """
 
     args: dict
@@ -67,5 +67,5 @@ class Golden:
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Largest deviation, in units of the largest expected value."""
+    """Return the largest deviation, relative to the largest expected value."""
     return ((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()).item()

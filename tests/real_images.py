@@ -1,6 +1,7 @@
-"""Configs that train and evaluate on two real images each, of a small extract of COCO.
+"""Configs that train and evaluate on two real images each.
 
-With instances for mmdet, with semantic maps of 133 classes for mmseg.
+The images are from a small subset of COCO, whose folder the environment variable
+``ACMIX_COCO_MINI`` names: with instances for mmdet, with semantic maps of 133 classes for mmseg.
 """
 
 import json
@@ -9,7 +10,7 @@ import os
 import pytest
 
 COCO = os.environ.get('ACMIX_COCO_MINI', '')
-needs_coco = pytest.mark.skipif(not COCO, reason='needs images of COCO')
+needs_coco = pytest.mark.skipif(not COCO, reason='needs ACMIX_COCO_MINI, a folder of images')
 
 STEPS = """
 load = dict(type='LoadImageFromFile')
@@ -33,7 +34,7 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=1)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_optimizer=False))
-_base_.model.test_cfg.rcnn.score_thr = 0.0  # so little training leaves every score low
+_base_.model.test_cfg.rcnn.score_thr = 0.0  # the model is hardly trained, so all scores are low
 {LOADERS}"""
 SEMANTIC = f"""{STEPS}
 images = dict(
@@ -53,13 +54,13 @@ _base_.model.decode_head.num_classes = 133
 
 
 def write_config(file, text, library):
-    """Write a config of mmdet or mmseg, with real images in the place of its data."""
+    """Write a config of mmdet or mmseg in which real images replace its data."""
     file.write_text(text + dict(mmdet=INSTANCES, mmseg=SEMANTIC)[library])
     names = [f'class {label}' for label in range(133)]
     (file.parent / 'classes.txt').write_text('\n'.join(names))
 
 
 def last_metrics(work_dir):
-    """What a training run logged last: the metrics of its last evaluation."""
+    """Return the last entry of a training run's log: the metrics of its last evaluation."""
     (log,) = work_dir.glob('*/vis_data/scalars.json')
     return json.loads(log.read_text().splitlines()[-1])

@@ -1,4 +1,4 @@
-"""A training step and a prediction of a config's model, on random images."""
+"""Run a training step and a prediction of a config's model on random images."""
 
 from copy import deepcopy
 from typing import Any
@@ -12,16 +12,17 @@ from mmengine.structures import PixelData
 from torch import nn
 
 HEIGHT, WIDTH = 64, 96
-# Of each backbone, the smallest that has all its parts, and none of them silent in the first step.
+# The smallest size of each backbone that has all its parts, with options that give every part a
+# gradient in the first step.
 SMALL: dict[str, dict] = dict(
     ACmixResNet=dict(depth=26, zero_init_residual=False),
     ACmixSAN=dict(depth=10),
     ACmixPVT=dict(num_layers=(1, 1, 1, 1), drop_path_rate=0.0),
     ACmixSwin=dict(depths=(2, 2, 2, 2), drop_path_rate=0.0),
 )
-# Of the rest, what takes its time and shows nothing new when there is more of it: layers of a kind,
-# widths that no other part has to fit, queries, proposals, points.
-ENOUGH = dict(
+# Upper limits for options of necks and heads that only make a test slow when they are larger:
+# numbers of equal layers, queries, proposals and points, and widths on which no other part depends.
+LIMITS = dict(
     num_layers=2,
     channels=32,
     fc_out_channels=64,
@@ -34,8 +35,8 @@ ENOUGH = dict(
     num_points=64,
 )
 
-# Beside vectors and scalars (norms, biases, alpha and beta), what weight decay spares.
-SPARED = ('fc_bias', 'relative_position_bias_table', 'pos_embed')
+# Parameters without weight decay, in addition to vectors and scalars (norms, biases, alpha, beta).
+NO_DECAY = ('fc_bias', 'relative_position_bias_table', 'pos_embed')
 
 
 def detection_batch(num_classes):
@@ -69,18 +70,18 @@ def random_images():
 
 
 def num_classes_of(model):
-    """The number of classes that the first head of a model config names."""
+    """Return the number of classes of the first head in a model config."""
     found = [model[name] for name in ('num_classes', 'num_things_classes') if name in model]
     parts = [part for part in model.values() if isinstance(part, dict)]
     return next(iter(found + [n for n in map(num_classes_of, parts) if n]), None)
 
 
 def limit(part: Any) -> None:
-    """Make a part of a model config, in place, no larger than is enough."""
+    """Apply ``LIMITS`` to a part of a model config, in place."""
     if isinstance(part, dict):
         for name, value in part.items():
-            if name in ENOUGH and isinstance(value, int):
-                part[name] = min(value, ENOUGH[name])
+            if name in LIMITS and isinstance(value, int):
+                part[name] = min(value, LIMITS[name])
             else:
                 limit(value)
     elif isinstance(part, list | tuple):
@@ -89,14 +90,14 @@ def limit(part: Any) -> None:
 
 
 def small_model(cfg: Config) -> dict:
-    """The model config of a config, at a size for tests."""
+    """Return the model config of a config, with all parts reduced to a size for tests."""
     model = deepcopy(cfg.model)
     backbone = model.pop('backbone')
     limit(model)
     model.backbone = backbone | dict(init_cfg=None, **SMALL[backbone.type])
-    if 'data_preprocessor' not in model:  # as mmengine's runner does
+    if 'data_preprocessor' not in model:  # mmengine's runner does the same
         model.data_preprocessor = deepcopy(cfg.data_preprocessor)
-    # Both would pad the small images to those of real training.
+    # Both options would pad the small images to the size of real training images.
     model.data_preprocessor.pop('batch_augments', None)
     if 'size' in model.data_preprocessor:
         model.data_preprocessor.size = (HEIGHT, WIDTH)
@@ -104,7 +105,7 @@ def small_model(cfg: Config) -> dict:
 
 
 def train_and_predict(cfg: Config):
-    """Build a config's model at a small size, train a step on a CPU, predict once.
+    """Build a config's model at a small size, train it for one step on a CPU, and predict once.
 
     Returns:
         The trained model, its optimizer wrapper, the losses and the predictions.
@@ -125,10 +126,10 @@ def train_and_predict(cfg: Config):
 
 
 def check_weight_decay(module: nn.Module, optimizer: OptimWrapper) -> None:
-    """Assert that nothing decays but the weights of convolutions and matrix products."""
+    """Assert that only the weights of convolutions and matrix products have weight decay."""
     decays = {p: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            spared = parameter.ndim == 1 or name.endswith(SPARED)
-            expected = 0 if spared else optimizer.optimizer.defaults['weight_decay']
+            no_decay = parameter.ndim == 1 or name.endswith(NO_DECAY)
+            expected = 0 if no_decay else optimizer.optimizer.defaults['weight_decay']
             assert decays[parameter] == expected, name

@@ -11,7 +11,7 @@ PIXELS = 12 * 20
 
 
 def conv_path(pixels: int, maps: int, map_channels: int, channels: int) -> int:
-    """9 mixtures of the maps for each of their channels, then 9 inputs and a 3x3 kernel each."""
+    """Return the multiply-adds of the fully connected layer and of the grouped convolution."""
     return pixels * (map_channels * maps * 9 + channels * 9 * 9)
 
 
@@ -91,7 +91,7 @@ class Classifier(nn.Module):
 
 
 def test_released_networks():
-    """Counts of the released code: 10.488 M; 28.650 M and, with norms, 4.649 G."""
+    """The released code counts 10.488 M; and 28.650 M with 4.649 G FLOPs, norms included."""
     with torch.device('meta'):
         image = torch.empty(1, 3, 224, 224)
         resnet = Classifier(ACmixResNet(26, out_indices=(3,)), 2048)

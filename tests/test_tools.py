@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py, for detection and segmentation, on a handful of images."""
+"""tools/train.py and tools/test.py, for detection and segmentation, on a few images."""
 
 import json
 import pickle
@@ -19,9 +19,9 @@ SEGMENTOR = str(ROOT / 'configs/demo/sem-fpn_resnet26-acmix_shapes.py')
 
 
 def as_own_process(main):
-    """Let each run make its own visualizer, as it would in a process of its own.
+    """Let each run create its own visualizer, as in a new process.
 
-    mmengine keeps visualizers by name: a second run would write into the folder of the first.
+    mmengine keeps visualizers by name, so a second run would write to the folder of the first.
     """
 
     def run(argv):
@@ -43,23 +43,23 @@ def test(tool):
 
 
 def in_process(split, **kwargs):
-    """Options for a data loader that starts no processes."""
+    """Return options for a data loader without worker processes."""
     options = dict(num_workers=0, persistent_workers=False, batch_size=4, **kwargs)
     return [f'{split}_dataloader.{key}={value}' for key, value in options.items()]
 
 
 @pytest.fixture(scope='module')
 def small(shapes):
-    """--cfg-options for a short run on the small data set."""
+    """Return --cfg-options for a short run on the small data set."""
     loaders = [option for split in ('train', 'val', 'test') for option in in_process(split)]
     return ['--cfg-options', f'data_root={shapes}', *loaders]
 
 
 @pytest.fixture(scope='module')
 def detector(train, small, tmp_path_factory):
-    """Work dir of a detector that was trained for one epoch, and the options it was trained with.
+    """Train a detector for one epoch, and return its work dir and options.
 
-    Every detection counts, however little was learned; else there were nothing to compare.
+    The score threshold is 0, so that even this model has detections to compare.
     """
     work_dir = tmp_path_factory.mktemp('detector')
     options = [*small, 'model.test_cfg.rcnn.score_thr=0.0']

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Evaluate a checkpoint on several GPUs of a machine, or of several machines.
+# Evaluate a checkpoint on several GPUs of one machine or of several machines.
 #
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of test.py]
 #
-# Several machines: see dist_train.sh.
+# For several machines, set the variables that dist_train.sh describes.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Train on several GPUs of a machine, or, once on each of several machines, on all of theirs.
+# Train on several GPUs of one machine or of several machines.
 #
 #   tools/dist_train.sh CONFIG GPUS [options of train.py]
 #
-# GPUS are those of this machine. For several: NNODES machines, this one's NODE_RANK (0, 1, ...), and
-# the MASTER_ADDR and PORT that rank 0 listens at. Jobs that share a machine need a PORT each.
+# GPUS is the number of GPUs of this machine. To train on several machines, start this script on each
+# of them with these variables: NNODES, the number of machines; NODE_RANK, the number of this machine
+# (0, 1, ...); MASTER_ADDR and PORT, the address and port of machine 0. Two jobs on the same machine
+# need different values of PORT.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on a slurm cluster, one task for each GPU.
+# Train on a Slurm cluster, with one task per GPU.
 #
 #   tools/slurm_train.sh PARTITION JOB_NAME CONFIG [WORK_DIR] [options of train.py]
 set -euo pipefail
@@ -19,7 +19,7 @@ fi
 gpus=${GPUS:-8}
 gpus_per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 
-# shellcheck disable=SC2086  # SRUN_ARGS are several
+# shellcheck disable=SC2086  # SRUN_ARGS may contain several arguments
 exec srun \
     --partition "$partition" \
     --job-name "$job_name" \

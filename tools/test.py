@@ -4,8 +4,8 @@
     python tools/test.py configs/mask_rcnn_acmix.py work_dirs/mask_rcnn_acmix/epoch_12.pth \
         [--show-dir pictures] [--out predictions.pkl] [--tta]
 
-The config says which: its ``default_scope`` is mmdet, mmseg or mmpretrain. Without a GPU it runs on
-the CPU.
+The ``default_scope`` of the config (mmdet, mmseg or mmpretrain) decides which of them. Without a
+GPU, it runs on the CPU.
 """
 
 import sys
@@ -18,35 +18,35 @@ from acmix_mm.runtime import argument_parser, build_runner, load_config, require
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    """The common options and those of testing."""
+    """Parse the common options and those of testing."""
     parser = argument_parser('Evaluate a checkpoint of a detector, a segmentor or a classifier.')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--out',
-        help='keep the predictions: a folder of PNGs in segmentation, else a .pkl file',
+        help='save the predictions: to a folder of PNGs for segmentation, else to a .pkl file',
     )
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
-    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--show-dir', help='save pictures of the predictions to this folder')
     parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds that --show stays on a picture'
+        '--wait-time', type=float, default=2, help='seconds to --show each picture (default: 2)'
     )
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument('--tta', action='store_true', help='use test-time augmentation')
     return parser.parse_args(argv)
 
 
 def draw_predictions(cfg: Config, args: Namespace) -> None:
-    """Show predictions, or write pictures of them."""
+    """Change a config, in place, to show predictions or save pictures of them."""
     if 'visualization' not in cfg.get('default_hooks', {}):
         sys.exit(
-            '--show and --show-dir need a visualization hook in default_hooks, such as '
-            "visualization=dict(type='DetVisualizationHook')."
+            '--show and --show-dir need a visualization hook, which this config does not have. Add '
+            "one, such as default_hooks=dict(visualization=dict(type='DetVisualizationHook'))."
         )
     hook = cfg.default_hooks.visualization
     if cfg.default_scope == 'mmpretrain':
         hook.update(enable=True, interval=1, out_dir=args.show_dir)
         hook.update(show=args.show, wait_time=args.wait_time)
         return
-    # interval: upstream's mmseg draws every 50th batch by default, the others every image.
+    # interval: by default, mmseg of upstream draws every 50th batch and the others every image.
     hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
     if args.show_dir and cfg.default_scope == 'mmdet':
         hook.test_out_dir = args.show_dir
@@ -55,12 +55,17 @@ def draw_predictions(cfg: Config, args: Namespace) -> None:
 
 
 def evaluators_of(cfg: Config) -> list[dict]:
-    """The evaluators as a list, of which a config may have one or several."""
+    """Return the test evaluators of a config, which has one or several, as a list."""
     return cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
 
 
 def keep_predictions(cfg: Config, out: str) -> None:
-    """Write the predictions to a folder (segmentation) or a file (detection, classification)."""
+    """Change a config, in place, to save predictions.
+
+    Args:
+        cfg: Config to change.
+        out: A folder for segmentation, or a pickle file for detection and classification.
+    """
     evaluators = evaluators_of(cfg)
     if cfg.default_scope == 'mmseg':
         for evaluator in evaluators:
@@ -69,15 +74,22 @@ def keep_predictions(cfg: Config, out: str) -> None:
         dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         evaluators.append(dict(type=dump, out_file_path=out))
     else:
-        sys.exit(f'--out must end in .pkl or .pickle (but in segmentation), got {out}.')
+        sys.exit(f'--out must end in .pkl or .pickle for detection and classification, got {out}.')
     cfg.test_evaluator = evaluators
 
 
 def use_tta(cfg: Config) -> None:
-    """Merge predictions over views of each image: those of the config, or mirror images."""
+    """Change a config, in place, to merge the predictions for several views of each image.
+
+    The views are those of ``tta_model`` and ``tta_pipeline`` in the config. For detection, their
+    default is each image and its mirror image.
+    """
     if cfg.default_scope == 'mmdet':
         if any('segm' in evaluator.get('metric', ()) for evaluator in evaluators_of(cfg)):
-            sys.exit('--tta: mmdet merges boxes only, and this config evaluates masks.')
+            sys.exit(
+                '--tta: mmdet merges boxes only, but this config evaluates masks. Test without '
+                '--tta, or set test_evaluator.metric=bbox and remove the mask head.'
+            )
         nms = dict(type='nms', iou_threshold=0.5)
         cfg.setdefault(
             'tta_model', dict(type='DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
@@ -87,14 +99,14 @@ def use_tta(cfg: Config) -> None:
             flipped_too(next(leaf_datasets(cfg.test_dataloader.dataset))['pipeline']),
         )
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-        sys.exit('--tta: the config has no tta_model and tta_pipeline.')
+        sys.exit('--tta: this config has no tta_model and tta_pipeline. Add them to it.')
     cfg.model = dict(cfg.tta_model, module=cfg.model)
     for dataset in leaf_datasets(cfg.test_dataloader.dataset):
         dataset['pipeline'] = cfg.tta_pipeline
 
 
 def flipped_too(pipeline: list[dict]) -> list[dict]:
-    """The views of each image: as a pipeline makes it, and its mirror image."""
+    """Return a pipeline that gives two views of each image: the image and its mirror image."""
     *steps, pack = pipeline
     meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
                  'flip_direction')  # fmt: skip
@@ -104,7 +116,7 @@ def flipped_too(pipeline: list[dict]) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Evaluate, and return the metrics."""
+    """Evaluate a checkpoint, and return the metrics."""
     args = parse_args(argv)
     cfg = load_config(args)
     cfg.load_from = args.checkpoint

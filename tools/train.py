@@ -3,8 +3,8 @@
 
     python tools/train.py configs/mask_rcnn_acmix.py [--amp] [--resume] [--cfg-options ...]
 
-The config says which: its ``default_scope`` is mmdet, mmseg or mmpretrain. Without a GPU it runs on
-the CPU.
+The ``default_scope`` of the config (mmdet, mmseg or mmpretrain) decides which of them. Without a
+GPU, it trains on the CPU.
 """
 
 import sys
@@ -19,7 +19,7 @@ from acmix_mm.runtime import argument_parser, build_runner, load_config, require
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    """The common options and those of training."""
+    """Parse the common options and those of training."""
     parser = argument_parser('Train a detector, a segmentor or a classifier.')
     parser.add_argument(
         '--amp', action='store_true', help='train in mixed precision (needs an accelerator)'
@@ -27,43 +27,46 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate by the total batch size over auto_scale_lr.base_batch_size',
+        help='multiply the learning rate by (total batch size) / auto_scale_lr.base_batch_size',
     )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a name, from the latest in the work dir',
+        help='resume from this checkpoint; without a value, from the latest one in the work dir',
     )
     return parser.parse_args(argv)
 
 
 def use_amp(cfg: Config) -> None:
-    """Train in mixed precision."""
+    """Change a config, in place, to train in mixed precision."""
     if get_device() == 'cpu':
         sys.exit(
-            '--amp: mmengine trains in mixed precision on accelerators only, and none is '
-            'here. Leave it out to train on the CPU in single precision.'
+            '--amp: mmengine trains in mixed precision on accelerators only, and this machine has '
+            'none. Train without --amp, in single precision.'
         )
     if cfg.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
-        sys.exit(f'--amp goes with OptimWrapper, and the config has {cfg.optim_wrapper.type}.')
+        sys.exit(
+            f'--amp does not support the {cfg.optim_wrapper.type} of this config. Use an '
+            'OptimWrapper, or train without --amp.'
+        )
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def use_auto_scale_lr(cfg: Config) -> None:
-    """Scale the learning rate with the batch size."""
+    """Change a config, in place, to scale the learning rate with the batch size."""
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
         sys.exit(
-            '--auto-scale-lr: the config does not say for which batch size its learning rate '
-            'is meant; add auto_scale_lr=dict(base_batch_size=...).'
+            '--auto-scale-lr: the config does not say which batch size its learning rate is for. '
+            'Add auto_scale_lr=dict(base_batch_size=...) to it.'
         )
     cfg.auto_scale_lr.enable = True
 
 
 def main(argv: list[str] | None = None) -> Runner:
-    """Train, and return the runner that did."""
+    """Train a model, and return its runner."""
     args = parse_args(argv)
     cfg = load_config(args)
     if args.amp:

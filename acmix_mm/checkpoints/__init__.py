@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint formats: pure functions from state dict to state dict, and the files they lie in.
+"""Checkpoint formats: pure functions from state dict to state dict, and reading and writing files.
 
-Each family has a module with its ``FAMILY``: how our own format is recognised, and a table of rules
-for each foreign one. A backbone takes them all with one line at the end of its ``__init__``,
-``register_checkpoint_conversion(self, 'ACmixSwin', warm_start)``, see
+Each backbone family has a module that defines its ``FAMILY``: how to recognise our own format, and
+a table of rules for each foreign format. A backbone supports them with one line at the end of its
+``__init__``, ``register_checkpoint_conversion(self, 'ACmixSwin', warm_start)``, see
 :mod:`acmix_mm.backbones.loading`.
 """
 
@@ -11,21 +11,21 @@ from . import pvt, resnet, san, swin
 from .formats import Conversion, Family, Format, Rule, StateDict, rename
 from .unwrap import backbone_part, unwrap
 
-# A new family is one more module here.
+# To add a family, add its module here.
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY for module in (resnet, swin, pvt, san)
 }
 
 
 def identify(state_dict: StateDict) -> tuple[Family, Format] | None:
-    """Tell in which format of which family a state dict is written.
+    """Find the family and the format of a state dict.
 
     Args:
-        state_dict: State dict of a backbone or classifier, see :func:`unwrap` and
-            :func:`backbone_part`.
+        state_dict: State dict of a backbone or classifier. :func:`unwrap` and
+            :func:`backbone_part` extract it from a checkpoint.
 
     Returns:
-        tuple | None: The family and the format, or None if it is none that we know.
+        tuple[Family, Format] | None: The family and the format, or None if the format is unknown.
 
     Examples:
         >>> import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and writes checkpoint files without running code that they contain."""
+"""Read and write checkpoint files without running code that they contain."""
 
 import hashlib
 import io
@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-# What of an mmengine checkpoint's `meta` is of use without the training: what DetInferencer and
-# MMSegInferencer read, and where the weights come from.
+# Entries of an mmengine checkpoint's ``meta`` that a published checkpoint keeps: those that
+# DetInferencer and MMSegInferencer read, and those that say where the weights come from.
 _PUBLISHED_META = ('cfg', 'dataset_meta', 'epoch', 'iter', 'mmengine_version')
 
 
 class _Ignored:
-    """Stands in for an object of the training state: takes whatever it is given, does nothing."""
+    """Replacement for a class of the training state: accepts any arguments and does nothing."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -32,14 +32,15 @@ class _Ignored:
 
 
 class _Mapping(OrderedDict):
-    """Stands in for a class of settings, as the plain mapping that it holds."""
+    """Replacement for a class of settings: the plain mapping that it contains."""
 
     def __new__(cls, *_: Any) -> OrderedDict:  # type: ignore[misc]
         return OrderedDict()
 
 
-# What training states hold besides tensors and plain containers: logs of mmengine (numpy numbers
-# and references to methods), arguments of PVT's and settings of Swin's training script.
+# Classes and functions that training states contain besides tensors and plain containers: logs of
+# mmengine (numpy numbers and references to methods), arguments of PVT's training script, and
+# settings of Swin's training script.
 _NUMPY = [f'numpy.{core}.multiarray' for core in ('core', '_core')]
 _STAND_INS: dict[tuple[str, str], type] = {
     ('mmengine.logging.history_buffer', 'HistoryBuffer'): _Ignored,
@@ -55,22 +56,23 @@ _STAND_INS: dict[tuple[str, str], type] = {
 def read_checkpoint(path: str | Path) -> Any:
     """Read a checkpoint with ``torch.load(weights_only=True)``, or a safetensors file.
 
-    Classes that training states of mmengine, PVT and Swin are known to hold are not created but
-    replaced by objects that do nothing. Any other class or function is refused.
+    The classes and functions that training states of mmengine, PVT and Swin contain are replaced by
+    ones that do nothing. Any other class or function is refused.
 
     Args:
-        path: A ``.safetensors`` file, or anything that ``torch.save`` wrote.
+        path: Path of a ``.safetensors`` file, or of any file that ``torch.save`` wrote.
 
     Returns:
-        Any: What the file holds, on the CPU; of safetensors ``dict(state_dict=..., meta=...)``.
+        Any: Content of the file, on the CPU. For safetensors it is
+        ``dict(state_dict=..., meta=...)``.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no checkpoint, or reading it would run code.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a checkpoint, or reading it could run code.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'no checkpoint {path}')
+        raise FileNotFoundError(f'checkpoint {path} does not exist')
     if path.suffix == '.safetensors':
         return _read_safetensors(path)
     stand_ins: list[Any] = [
@@ -83,12 +85,12 @@ def read_checkpoint(path: str | Path) -> Any:
     except UnpicklingError as error:
         refused = re.search(r'GLOBAL (\S+)', str(error))
         if refused is None:
-            raise ValueError(f'{path} is no checkpoint that torch.save wrote') from None
+            raise ValueError(f'{path} is not a checkpoint written by torch.save') from None
         raise ValueError(
-            f'{path} is refused: it holds {refused[1]}, and reading that could run code'
+            f'{path} is refused: it contains {refused[1]}, and reading that could run code'
         ) from None
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f'{path} is no checkpoint that torch.save wrote: {error}') from None
+        raise ValueError(f'{path} is not a checkpoint written by torch.save: {error}') from None
 
 
 def write_checkpoint(
@@ -97,18 +99,20 @@ def write_checkpoint(
     meta: Mapping[str, Any],
     hashed: bool = False,
 ) -> Path:
-    """Write weights: a safetensors file if the name ends so, else as mmengine writes them.
+    """Write weights to a safetensors file, or to a file like those that mmengine writes.
 
     Args:
-        path: Path of the file; its folder is created if needed.
-        state_dict: The weights.
-        meta: Other plain values to keep.
-        hashed: Whether to put the first 8 hex digits of the file's SHA-256 in its name,
-            ``swin.pth`` -> ``swin-1a2b3c4d.pth``, as :func:`torch.hub.load_state_dict_from_url`
-            checks it.
+        path: Path of the file. A path that ends in ``.safetensors`` gives a safetensors file. The
+            folder is created if needed.
+        state_dict: The weights to write.
+        meta: Plain values to store with the weights. For safetensors they must be serializable to
+            JSON.
+        hashed: Whether to add the first 8 hex digits of the file's SHA-256 to its name
+            (``swin.pth`` -> ``swin-1a2b3c4d.pth``), which
+            :func:`torch.hub.load_state_dict_from_url` can check. Default: False.
 
     Returns:
-        Path: The file.
+        Path: Path of the written file.
     """
     path = Path(path)
     tensors = {name: tensor.contiguous().clone() for name, tensor in state_dict.items()}
@@ -126,10 +130,10 @@ def write_checkpoint(
 
 
 def published_meta(checkpoint: Any) -> dict[str, Any]:
-    """What of a checkpoint's ``meta`` is of use without the training.
+    """Return the entries of a checkpoint's ``meta`` that a published checkpoint keeps.
 
     Args:
-        checkpoint: As read from a file, of mmengine or not.
+        checkpoint: Content of a checkpoint file. If it has no ``meta``, the result is empty.
 
     Examples:
         >>> published_meta({'state_dict': {}, 'meta': {'epoch': 12, 'seed': 3}})
@@ -145,9 +149,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             meta = json.loads((file.metadata() or {}).get('meta', '{}'))
             return dict(state_dict={name: file.get_tensor(name) for name in file.keys()}, meta=meta)  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f'{path} is no safetensors file: {error}') from None
+        raise ValueError(f'{path} is not a safetensors file: {error}') from None
 
 
 def _to_safetensors(tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> bytes:
-    # One key alone: safetensors writes several in random order, and the hash should not change.
+    # A single key, because safetensors writes several keys in random order, which would change the
+    # hash of the file.
     return save(tensors, dict(meta=json.dumps(meta)))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one format of checkpoints is told from others, and renamed to ours.
+"""Recognise the format of a checkpoint, and convert it to ours.
 
-A backbone's checkpoints form a :class:`Family`: our own format and the foreign ones that can be
-renamed to it. A foreign :class:`Format` is a table of :class:`Rule`, first fit wins; nothing that a
-checkpoint holds is lost without being listed in the :class:`Conversion`.
+The checkpoints that a backbone loads form a :class:`Family`: our own format and the foreign ones
+that can be converted to it. A foreign :class:`Format` is a table of :class:`Rule`, of which the
+first that matches an entry is applied. A :class:`Conversion` lists what happened to every entry.
 """
 
 import re
@@ -15,7 +15,7 @@ from torch import Tensor
 
 StateDict = Mapping[str, Tensor]
 Transform = Callable[[Tensor], Tensor]
-# Of one layer: their name -> our name, and how the tensor changes (None: not at all).
+# For one layer: foreign name -> our name, and the transform of the tensor (None keeps it as it is).
 LayerNames = Mapping[str, tuple[str, Transform | None]]
 
 
@@ -23,11 +23,13 @@ LayerNames = Mapping[str, tuple[str, Transform | None]]
 class Rule:
     r"""How to convert the entries whose whole name matches a pattern.
 
-    Args:
-        pattern: Regular expression for the name of an entry.
-        target: Our name, which may use groups (``\1``); None drops the entry.
-        transform: Function from the foreign tensor to ours.
-        reason: Why an entry is dropped, for messages.
+    Attributes:
+        pattern: Regular expression that must match the whole name of an entry.
+        target: Our name for the entry, which may refer to groups of the pattern (``\1``). None
+            drops the entry.
+        transform: Function from the foreign tensor to ours, or None to keep the tensor as it is.
+            Default: None.
+        reason: Reason for dropping the entry, used in messages. Default: ``''``.
     """
 
     pattern: str
@@ -38,13 +40,13 @@ class Rule:
 
 @dataclass
 class Conversion:
-    """A renamed state dict, and what happened to each entry of the old one.
+    """A converted state dict, and what happened to each entry of the foreign one.
 
     Attributes:
-        state_dict: In our names.
-        renamed: Their name -> our name, for all that was kept.
-        dropped: Their name -> why it has no place in our format.
-        unknown: Their names that no rule knows; they are not in ``state_dict``.
+        state_dict: The state dict with our names.
+        renamed: Our names by foreign names, for all entries that were kept.
+        dropped: Reasons by foreign names, for all entries that our format does not need.
+        unknown: Foreign names that no rule matches. They are not in ``state_dict``.
     """
 
     state_dict: dict[str, Tensor] = field(default_factory=dict)
@@ -55,13 +57,13 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Format:
-    """One way in which checkpoints of a family are written.
+    """One of the formats in which checkpoints of a family are written.
 
-    Args:
-        name: For messages, such as ``'plain Swin (Microsoft)'``.
-        marker: Regular expression for a whole name that only this format has among the formats
-            after it in its family, and no other family has.
-        rules: The table, or a function that makes it for a given state dict.
+    Attributes:
+        name: Name for messages, such as ``'plain Swin (Microsoft)'``.
+        marker: Regular expression that identifies the format: it matches the whole name of an entry
+            of this format, and no name in other families or in later formats of the same family.
+        rules: Rules that convert the format, or a function that makes them for a given state dict.
     """
 
     name: str
@@ -69,25 +71,25 @@ class Format:
     rules: Sequence[Rule] | Callable[[StateDict], Sequence[Rule]]
 
     def matches(self, state_dict: StateDict) -> bool:
-        """Whether a state dict is written in this format."""
+        """Return whether a state dict is written in this format."""
         marker = re.compile(self.marker)
         return any(marker.fullmatch(name) for name in state_dict)
 
     def convert(self, state_dict: StateDict) -> Conversion:
-        """Rename a state dict of this format to ours."""
+        """Convert a state dict of this format to ours."""
         return rename(state_dict, self.rules(state_dict) if callable(self.rules) else self.rules)
 
 
 @dataclass(frozen=True)
 class Family:
-    """Every format that one backbone loads.
+    """All formats that one backbone loads.
 
-    Args:
+    Attributes:
         name: Name of the backbone's class.
-        marker: Marker of our own format, see :class:`Format`.
-        foreign: The other formats.
-        resize: By the end of an entry's name: how an entry of another shape than the network's is
-            brought to that shape, ``(tensor, shape) -> tensor``.
+        marker: Regular expression that identifies our own format, see :class:`Format`.
+        foreign: The other formats, in the order in which they are tried.
+        resize: Functions ``(tensor, shape) -> tensor`` by the ends of names. They resize entries
+            whose shape differs from that of the network. Default: empty.
     """
 
     name: str
@@ -97,31 +99,31 @@ class Family:
 
     @property
     def ours(self) -> Format:
-        """Our own format, which is kept as it is."""
+        """Our own format, which is not changed."""
         return Format(f'{self.name} of acmix-mm', self.marker, (Rule('(.*)', r'\1'),))
 
     @property
     def formats(self) -> tuple[Format, ...]:
-        """All formats; the first one that matches is a state dict's."""
+        """All formats, in the order in which they are tried."""
         return (self.ours, *self.foreign)
 
     def identify(self, state_dict: StateDict) -> Format | None:
-        """The format in which a state dict is written, or None."""
+        """Return the first format that matches a state dict, or None."""
         return next((fmt for fmt in self.formats if fmt.matches(state_dict)), None)
 
 
 def rename(state_dict: StateDict, rules: Sequence[Rule]) -> Conversion:
-    r"""Apply the first rule that fits to every entry.
+    r"""Apply to every entry of a state dict the first rule that matches its name.
 
-    Entries that get the same new name are concatenated along their first axis, in the order of the
-    rules that renamed them: so separate q, k and v become one projection.
+    Entries that get the same new name are concatenated along their first axis, in the order of
+    their rules. This joins separate q, k and v into one projection.
 
     Args:
-        state_dict: Left as it is.
-        rules: Tried in order.
+        state_dict: State dict to convert. It is not changed.
+        rules: Rules in the order in which they are tried.
 
     Returns:
-        Conversion: In the order of the old state dict.
+        Conversion: The result, with entries in the order of ``state_dict``.
 
     Examples:
         >>> rules = [Rule(r'fc(\d)\.w', r'linear\1.weight'), Rule(r'head\..*', None, reason='head')]
@@ -146,19 +148,20 @@ def rename(state_dict: StateDict, rules: Sequence[Rule]) -> Conversion:
             break
         else:
             conversion.unknown.append(name)
-    for target, of_rule in pieces.items():
-        tensors = [of_rule[order] for order in sorted(of_rule)]
+    for target, by_order in pieces.items():
+        tensors = [by_order[order] for order in sorted(by_order)]
         conversion.state_dict[target] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
     return conversion
 
 
 def rules_of_layer(pattern: str, target: str, names: LayerNames) -> list[Rule]:
-    r"""Rules for a layer that occurs in many places of a network.
+    r"""Make the rules for a layer that occurs in many places of a network.
 
     Args:
-        pattern: Regular expression for the foreign prefix of its entries, with the trailing dot.
-        target: Our prefix of the layer's entries, which may use the groups of ``pattern``.
-        names: Our names of the layer's entries by the foreign names.
+        pattern: Regular expression for the foreign prefix of the layer's entries, with the trailing
+            dot.
+        target: Our prefix of the layer's entries, which may refer to groups of ``pattern``.
+        names: Our names and transforms of the layer's entries by their foreign names.
 
     Examples:
         >>> rules_of_layer(r'layers\.(\d+)\.', r'stages.\1.', {'fc.weight': ('weight', None)})[0]

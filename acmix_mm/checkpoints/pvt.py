@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that ACmixPVT loads: ours, plain PVT of the authors and of mmdet."""
+"""Checkpoint formats of ``ACmixPVT``: ours, plain PVT of its authors and of mmdet."""
 
 import re
 from collections.abc import Sequence
@@ -12,17 +12,18 @@ from .formats import Family, Format, Rule, StateDict
 
 
 def position_map(tokens: Tensor) -> Tensor:
-    """A position embedding of tokens as a map.
+    """Reshape a position embedding from tokens to a map.
 
     Args:
-        tokens: ``(1, L, C)``, row-major over a square map; the authors' last stage has one token
-            more, at the front, for the class.
+        tokens: Position embedding of the pixels of a square map in row-major order, ``(1, L, C)``.
+            In the last stage of the authors' code it begins with one more token, for the class,
+            which is removed.
 
     Returns:
-        Tensor: ``(1, C, H, W)`` with ``H = W``.
+        Tensor: The position embedding ``(1, C, H, W)`` with ``H = W``.
 
     Raises:
-        ValueError: The map is not square.
+        ValueError: The tokens do not form a square map.
 
     Examples:
         >>> import torch
@@ -33,8 +34,8 @@ def position_map(tokens: Tensor) -> Tensor:
     side = isqrt(length)
     if length not in (side**2, side**2 + 1):
         raise ValueError(
-            f'a position embedding of {length} tokens is of no square map, whose height and width '
-            'the checkpoint does not tell: reshape it to (1, C, H, W) in our format'
+            f'a position embedding of {length} tokens does not form a square map, and the '
+            'checkpoint does not contain its height and width: reshape it to (1, C, H, W)'
         )
     return tokens[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
 
@@ -43,11 +44,12 @@ def resize_position(position: Tensor, shape: Sequence[int]) -> Tensor:
     """Interpolate a position embedding to another size.
 
     Args:
-        position: ``(1, C, H, W)``.
-        shape: ``(1, C, H', W')``. If the channels differ, ``position`` is returned as it is.
+        position: Position embedding ``(1, C, H, W)``.
+        shape: Shape of the result, ``(1, C, H', W')``.
 
     Returns:
-        Tensor: Of that shape, bilinear as in the forward pass.
+        Tensor: The position embedding of the given shape, with bilinear interpolation as in the
+        forward pass. If the numbers of channels differ, ``position`` is returned unchanged.
 
     Examples:
         >>> import torch
@@ -84,14 +86,14 @@ def _mmdet_rules(state_dict: StateDict) -> list[Rule]:
         Rule(r'layers\.(\d+)\.1\.0\.pos_embed', r'stages.\1.pos_embed', position_map),
         Rule(r'layers\.(\d+)\.0\.(.*)', r'stages.\1.patch_embed.\2'),
     ]
-    # The position embedding is the first in their list of blocks.
+    # In mmdet's lists of blocks, the first item is the position embedding.
     for number in _numbers(r'layers\.\d+\.1\.(\d+)\.norm1\.weight', state_dict):
         block, ours = rf'layers\.(\d+)\.1\.{number}\.', rf'stages.\1.blocks.{number - 1}.'
         rules += [
             Rule(block + r'attn\.attn\.in_proj_(.*)', ours + r'attn.qkv.\2'),
             Rule(block + r'attn\.attn\.out_proj\.(.*)', ours + r'attn.proj.\2'),
             Rule(block + r'(attn\.(?:sr|norm)\..*|norm[12]\..*)', ours + r'\2'),
-            # 1x1 convolutions, ours are linear layers.
+            # mmdet's feed-forward layers are 1x1 convolutions, ours are linear.
             Rule(block + r'ffn\.layers\.0\.weight', ours + r'ffn.layers.0.0.weight', _to_linear),
             Rule(block + r'ffn\.layers\.3\.weight', ours + r'ffn.layers.1.weight', _to_linear),
             Rule(block + r'ffn\.layers\.0\.bias', ours + r'ffn.layers.0.0.bias'),
@@ -105,7 +107,7 @@ def _to_linear(weight: Tensor) -> Tensor:
 
 
 def _numbers(pattern: str, state_dict: StateDict) -> list[int]:
-    """What the group of a pattern matches among the names, in order and once each."""
+    """Return the sorted, distinct numbers that the group of a pattern matches in the names."""
     matches = (re.fullmatch(pattern, name) for name in state_dict)
     return sorted({int(match[1]) for match in matches if match})
 

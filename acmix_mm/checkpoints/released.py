@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps parameter names of the released code to ours."""
+"""Map parameter names of the released code to ours."""
 
 import re
 from collections.abc import MutableMapping
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .formats import LayerNames, rename, rules_of_layer
 
-# The released layers have one pair of fully connected layer and convolution; ours stack the pairs.
+# The released layers have one pair of fully connected layer and convolution. Ours can have several,
+# stacked along a first axis that the transforms add.
 PATHS: LayerNames = {
     'fc.weight': ('shift_conv.fc_weight', lambda weight: weight.flatten(1).unsqueeze(0)),
     'fc.bias': ('shift_conv.fc_bias', lambda bias: bias.unsqueeze(0)),
@@ -16,7 +17,7 @@ PATHS: LayerNames = {
     'rate1': ('mix.alpha', lambda rate: rate.reshape(1)),
     'rate2': ('mix.beta', lambda rate: rate.reshape(1)),
 }
-# ResNet's layer: conv1, conv2, conv3 project to q, k, v; conv_p is the position map.
+# In ResNet's layer, conv1, conv2 and conv3 project to q, k and v; conv_p gives the position map.
 SLIDING_WINDOW: LayerNames = {
     **PATHS,
     **{
@@ -30,13 +31,13 @@ SLIDING_WINDOW: LayerNames = {
 def accept_released_names(
     state_dict: MutableMapping[str, Tensor], prefix: str, names: LayerNames
 ) -> None:
-    """Rename, in place, parameters of a released layer to ours; for a layer's load hook.
+    """Rename the parameters of a released layer to ours; for the load hook of a layer.
 
     Args:
-        state_dict: State dict of the layer or of a network that contains it. Entries that have our
-            names are not changed.
+        state_dict: State dict of the layer or of a network that contains it. It is changed in
+            place. Entries that already have our names are kept.
         prefix: Prefix of the layer's entries, with the trailing dot.
-        names: Our names by the released names.
+        names: Our names and transforms by the released names.
     """
     theirs = {prefix + name for name in names} & state_dict.keys()
     released = {name: state_dict.pop(name) for name in sorted(theirs)}

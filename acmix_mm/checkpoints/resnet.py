@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that ACmixResNet loads: ours, released ResNet-ACmix, torchvision's ResNet."""
+"""Checkpoint formats of ``ACmixResNet``: ours, released ResNet-ACmix, torchvision's ResNet."""
 
 from .formats import Family, Format, Rule, rules_of_layer
 from .released import SLIDING_WINDOW
 
 _LAYER = r'(layer\d+\.\d+\.conv2\.)'
-# Stem, norms, 1x1 convolutions and shortcuts have torchvision's names in all three.
+# Stem, norms, 1x1 convolutions and shortcuts have the same names, torchvision's, in all formats.
 _NETWORK = (
     Rule(r'fc\.(weight|bias)', None, reason='classifier head'),
     Rule(r'((stem|conv1|bn1|layer\d+)\..*)', r'\1'),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that ACmixSAN loads: ours, plain patch-wise SAN."""
+"""Checkpoint formats of ``ACmixSAN``: ours, plain patch-wise SAN."""
 
 from .formats import Family, Format, Rule, StateDict
 
@@ -22,8 +22,8 @@ _RULES = (
 def _rules(state_dict: StateDict) -> tuple[Rule, ...]:
     if any('.sam.conv_p.' in name for name in state_dict):
         raise ValueError(
-            'this is a checkpoint of a pair-wise SAN, ACmixSAN is patch-wise: '
-            'take one of a patch-wise SAN (sa_type 1)'
+            'this is a checkpoint of a pair-wise SAN, but ACmixSAN is patch-wise: use a checkpoint '
+            'of a patch-wise SAN (sa_type 1)'
         )
     return _RULES
 

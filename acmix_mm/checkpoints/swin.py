@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that ACmixSwin loads: ours, released Swin-ACmix, plain Swin of Microsoft and mm."""
+"""Checkpoint formats of ``ACmixSwin``: ours, released Swin-ACmix, Swin of Microsoft and mmdet."""
 
 import re
 
@@ -12,17 +12,18 @@ from .released import PATHS
 
 
 def to_unfold_order(x: Tensor) -> Tensor:
-    """Reorder the input channels of a patch merging from concatenation to ``nn.Unfold``.
+    """Reorder the input channels of patch merging from concatenation to ``nn.Unfold``.
 
-    Microsoft's code and the released one concatenate the four pixels of a patch, columns last
-    (top-left, bottom-left, top-right, bottom-right); ``nn.Unfold`` of mmcv's PatchMerging puts the
-    four pixels of a channel, rows first, side by side.
+    Microsoft's code and the released code concatenate the channels of the four pixels of a patch in
+    the order top-left, bottom-left, top-right, bottom-right. ``nn.Unfold`` in mmcv's
+    ``PatchMerging`` places the four pixels of each channel next to each other, in the order
+    top-left, top-right, bottom-left, bottom-right.
 
     Args:
-        x: ``(..., 4 C)``, the weight of the reduction or of the norm before it.
+        x: Weight of the reduction or of the norm before it, ``(..., 4 C)``.
 
     Returns:
-        Tensor: ``(..., 4 C)``.
+        Tensor: The reordered weight, ``(..., 4 C)``.
 
     Examples:
         >>> to_unfold_order(torch.arange(8)).tolist()
@@ -33,14 +34,15 @@ def to_unfold_order(x: Tensor) -> Tensor:
 
 
 def resize_bias_table(table: Tensor, shape: torch.Size) -> Tensor:
-    """Interpolate a relative position bias table to another (square) window.
+    """Interpolate a relative position bias table to square windows of another size.
 
     Args:
-        table: ``((2 M - 1) ** 2, N)`` for windows of side M and N heads.
-        shape: ``((2 M' - 1) ** 2, N)``. If the heads differ, the table is returned as it is.
+        table: Bias table for windows of side M and N heads, ``((2 M - 1) ** 2, N)``.
+        shape: Shape of the table for windows of side M', ``((2 M' - 1) ** 2, N)``.
 
     Returns:
-        Tensor: Of that shape, bicubic as in the released Swin code.
+        Tensor: The table of the given shape, with bicubic interpolation as in the released Swin
+        code. If the numbers of heads differ, the table is returned unchanged.
 
     Examples:
         >>> resize_bias_table(torch.ones(13 ** 2, 3), torch.Size([23 ** 2, 3])).shape
@@ -55,7 +57,7 @@ def resize_bias_table(table: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _microsoft_rules(state_dict: StateDict) -> list[Rule]:
-    """The released code is Microsoft's with ACmix in the attention: one table for both."""
+    """Return the rules for Microsoft's code and for the released code, which extends it."""
     stage, block = r'layers\.(\d+)\.', r'layers\.(\d+)\.blocks\.(\d+)\.'
     ours = r'stages.\1.blocks.\2.'
     stages = [re.match(stage, name) for name in state_dict]
@@ -68,7 +70,7 @@ def _microsoft_rules(state_dict: StateDict) -> list[Rule]:
         Rule(block + r'mlp\.fc1\.(.*)', ours + r'ffn.layers.0.0.\3'),
         Rule(block + r'mlp\.fc2\.(.*)', ours + r'ffn.layers.1.\3'),
         Rule(stage + r'downsample\.(.*)', r'stages.\1.downsample.\2', to_unfold_order),
-        # The final norm of the classifier becomes that of the last output.
+        # The final norm of the classifier becomes the norm of the last output.
         Rule(r'norm\.(.*)', rf'norm{last}.\1'),
         Rule(r'head\..*', None, reason='classifier head'),
     ]
@@ -80,7 +82,7 @@ def _block_rules(block: str, attention: str) -> list[Rule]:
         Rule(
             rf'{attention}relative_position_index|{block}attn_mask',
             None,
-            reason='follows from the size of window and image',
+            reason='computed from the sizes of window and image',
         ),
         Rule(attention + r'((?:qkv|proj)\..*|relative_position_bias_table)', ours + r'attn.\3'),
         Rule(block + r'(norm[12]\..*)', ours + r'\3'),

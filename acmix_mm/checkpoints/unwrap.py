@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a file holds to the state dict of a backbone."""
+"""Extract the state dict of a backbone from the content of a checkpoint file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,23 +8,25 @@ from torch import Tensor
 
 from .formats import StateDict
 
-# Under which the state dict lies: mmengine's name, and that of the released code, Swin and PVT.
+# Keys of the state dict in a checkpoint. mmengine uses the first; the released code, Swin and PVT
+# use the second.
 _KEYS = ('state_dict', 'model')
-# What wrappers put before every name.
+# Prefixes that wrappers add to every name.
 _WRAPPERS = ('module.', '_orig_mod.')
 
 
 def unwrap(checkpoint: Any) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint, bare or under ``'state_dict'`` or ``'model'``.
+    """Return the state dict inside a checkpoint.
 
+    The state dict may be the checkpoint itself, or its entry ``'state_dict'`` or ``'model'``.
     Prefixes of wrappers (``module.`` of data parallelism, ``_orig_mod.`` of ``torch.compile``) are
-    taken off.
+    removed from the names.
 
     Args:
-        checkpoint: As read from a file.
+        checkpoint: Content of a checkpoint file.
 
     Raises:
-        ValueError: There is no state dict in it.
+        ValueError: The checkpoint contains no state dict.
 
     Examples:
         >>> import torch
@@ -35,12 +37,12 @@ def unwrap(checkpoint: Any) -> dict[str, Tensor]:
     while isinstance(inner, Mapping) and any(isinstance(inner.get(key), Mapping) for key in _KEYS):
         inner = next(inner[key] for key in _KEYS if isinstance(inner.get(key), Mapping))
     if not isinstance(inner, Mapping) or not inner:
-        raise ValueError(f'no state dict in this checkpoint: it holds {_describe(checkpoint)}')
+        raise ValueError(f'no state dict in this checkpoint: it contains {_describe(checkpoint)}')
     wrong = [key for key, value in inner.items() if not isinstance(value, Tensor)]
     if wrong:
         raise ValueError(
             f'no state dict in this checkpoint: entry {wrong[0]!r} is a '
-            f'{type(inner[wrong[0]]).__name__}, not a tensor; it holds {_describe(checkpoint)}'
+            f'{type(inner[wrong[0]]).__name__}, not a tensor; it contains {_describe(checkpoint)}'
         )
     state_dict = dict(inner)
     for prefix in _WRAPPERS:
@@ -50,13 +52,15 @@ def unwrap(checkpoint: Any) -> dict[str, Tensor]:
 
 
 def backbone_part(state_dict: StateDict) -> tuple[dict[str, Tensor], list[str]]:
-    """Take a backbone out of a detector, segmentor or classifier of an mm library.
+    """Extract the backbone from a detector, segmentor or classifier of an mm library.
 
     Args:
-        state_dict: State dict of a whole model (with names under ``backbone.``) or of a backbone.
+        state_dict: State dict of a whole model, whose backbone has the prefix ``backbone.``, or of
+            a backbone alone.
 
     Returns:
-        tuple: The backbone's state dict without the prefix, and the names outside it.
+        tuple[dict[str, Tensor], list[str]]: The backbone's state dict without the prefix, and the
+        names of all entries outside of the backbone.
 
     Examples:
         >>> backbone_part({'backbone.conv1.weight': 1, 'neck.conv.weight': 2})

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run needs, checked before anything is built: libraries, data and weights."""
+"""Checks of what a run needs (libraries, data, weights), made before anything is built."""

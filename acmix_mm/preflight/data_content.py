@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inspect the data of a config: what they contain, and whether the config can use them.
+"""Inspect the data of a config: what it contains, and whether the config can use it.
 
-Data sets are read by their own classes, with two exceptions for the sake of time: COCO's annotation
-file is not indexed, and of the images a sample is decoded.
+Data sets are loaded by their own classes, with two exceptions that save time: COCO's annotation
+files are read without building an index, and only a sample of the images is decoded.
 """
 
 import gc
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 @dataclass
 class Report:
-    """Findings of the inspection of a data set.
+    """Result of the inspection of a data set.
 
     Attributes:
         summary: Numbers of images, annotations and classes.
@@ -42,11 +42,16 @@ class Report:
 
 
 def distinct_datasets(cfg: Config, *splits: str) -> dict[str, Mapping]:
-    """The data sets that a config reads, each once, by where they stand and lie.
+    """Return the data sets that a config reads, each of them once.
 
     Args:
-        cfg: A config in the form of mmdet, mmseg or mmpretrain.
-        *splits: Of ``'train'``, ``'val'``, ``'test'``. One that the config lacks is passed over.
+        cfg: Config in the format of mmdet, mmseg or mmpretrain.
+        *splits: Splits to include, from ``'train'``, ``'val'`` and ``'test'``. Splits that the
+            config does not have are ignored.
+
+    Returns:
+        dict[str, Mapping]: Config of each data set, by a description that names its data loader,
+        class and paths.
 
     Examples:
         >>> loader = dict(dataset=dict(type='CocoDataset', data_root='coco', ann_file='val.json'))
@@ -67,35 +72,42 @@ def distinct_datasets(cfg: Config, *splits: str) -> dict[str, Mapping]:
 def inspect_dataset(
     cfg: Mapping, samples: int = 32, track: Callable[[Sequence], Iterable] = iter
 ) -> Report:
-    """Look into a data set whose paths are there (see :func:`.data_paths.check_data`).
+    """Inspect a data set whose paths exist (see :func:`.data_paths.check_data`).
 
     Args:
-        cfg: Config of a data set, not of a wrapper. The current default scope is its library's.
-        samples: Number of images to decode, with their annotations, spread over the data set.
-        track: Goes over the sample; may show how far it has come.
+        cfg: Config of a data set, not of a wrapper. The current default scope must be the library
+            of the data set's class.
+        samples: Number of images to decode together with their annotations. They are evenly spread
+            over the data set. Default: 32.
+        track: Function that iterates over the sample, for example with a progress bar.
+            Default: ``iter``.
+
+    Returns:
+        Report: The summary, errors and notes.
 
     Examples:
         >>> inspect_dataset(dict(type='NoDataset')).errors
         ["NoDataset cannot be read (KeyError: 'NoDataset is not in the ..."]
     """
     if is_remote(cfg):
-        return Report(notes=['In remote storage: not looked into.'])
-    with _garbage_uncollected():
+        return Report(notes=['The data is in remote storage and was not inspected.'])
+    with _paused_garbage_collection():
         return _inspect(cfg, samples, track)
 
 
 @contextmanager
-def _garbage_uncollected() -> Iterator[None]:
-    """Keeps Python from looking for garbage among the millions of small lists of a large file.
+def _paused_garbage_collection() -> Iterator[None]:
+    """Disable Python's garbage collector.
 
-    There is none, and looking for it, over and over, takes longer than reading the file.
+    While a large annotation file is parsed, the collector would go through millions of new lists
+    again and again, find no garbage, and take longer than the parsing itself.
     """
-    collects = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()
 
 
@@ -104,16 +116,16 @@ def _inspect(cfg: Mapping, samples: int, track: Callable[[Sequence], Iterable]) 
     try:
         dataset: Any = DATASETS.build({**cfg, 'pipeline': [], 'lazy_init': True})
         records = _read_coco(dataset, report) if _is_coco(dataset) else dataset.load_data_list()
-    except Exception as error:  # whatever the class of the data set has against its files
+    except Exception as error:  # the data set's class may raise any exception
         report.errors.append(f'{cfg["type"]} cannot be read ({_reason(error)}).')
         return report
     chosen = [records[i] for i in _spread(len(records), samples)]
     report.errors += _missing_files(records, dataset)
     report.errors += _wrong_labels(records, dataset)
     for record in track(chosen):
-        report.errors += _unusable(record, dataset, _map_step(cfg))
+        report.errors += _sample_errors(record, dataset, _map_loader(cfg))
     counts = _count(records)
-    report.notes += _other_than_known(counts, dataset)
+    report.notes += _unexpected_counts(counts, dataset)
     classes = dataset.metainfo.get('classes') or ()
     numbers = counts | dict(classes=len(classes), decoded=len(chosen))
     report.summary = ', '.join(f'{number} {what}' for what, number in numbers.items())
@@ -121,41 +133,44 @@ def _inspect(cfg: Mapping, samples: int, track: Callable[[Sequence], Iterable]) 
 
 
 def _is_coco(dataset: Any) -> bool:
-    """Whether a data set reads its annotation file as mmdet's CocoDataset does."""
+    """Return whether a data set reads its annotation file like mmdet's ``CocoDataset``."""
     reader = type(dataset).load_data_list.__qualname__
     return reader == 'CocoDataset.load_data_list' and dataset.COCOAPI.__name__ == 'COCO'
 
 
 def _read_coco(dataset: Any, report: Report) -> list[Record]:
-    """The images of a COCO annotation file, each with its annotations."""
+    """Return the images of a COCO annotation file, each with its annotations.
+
+    Problems that concern the file as a whole are added to the report.
+    """
     file = dataset.ann_file
     content = _read_json(file)
     names = {category['id']: category['name'] for category in content['categories']}
     classes = dataset.metainfo['classes']
-    lacking = [name for name in classes if name not in names.values()]
-    if lacking:
+    missing = [name for name in classes if name not in names.values()]
+    if missing:
         report.errors.append(
-            f'{file} has no category {_some(lacking)}: it has {_some(list(names.values()), 5)}. '
-            "Set metainfo=dict(classes=(...)) of the data set to the file's names."
+            f'{file} has no category {_some(missing)}; it has {_some(list(names.values()), 5)}. '
+            'Set metainfo=dict(classes=(...)) of the data set to the names in the file.'
         )
     unused = [name for name in names.values() if name not in classes]
     if unused:
-        report.notes.append(f'{file} has categories that the config leaves out: {_some(unused)}.')
+        report.notes.append(f'{file} has categories that the config does not use: {_some(unused)}.')
 
-    # Images without annotations, such as those of COCO's test-dev, can be predicted on.
+    # Files without annotations, such as COCO's test-dev, can still be used for prediction.
     annotations = content.get('annotations', ()) if dataset.test_mode else content['annotations']
     by_image: dict[Any, list[Record]] = {image['id']: [] for image in content['images']}
-    strangers: dict[str, list] = defaultdict(list)
+    orphans: dict[str, list] = defaultdict(list)
     for annotation in annotations:
         if annotation['category_id'] not in names:
-            strangers['category_id'].append(annotation['id'])
+            orphans['category_id'].append(annotation['id'])
         if annotation['image_id'] in by_image:
             by_image[annotation['image_id']].append(annotation)
         else:
-            strangers['image_id'].append(annotation['id'])
-    for key, ids in strangers.items():
+            orphans['image_id'].append(annotation['id'])
+    for key, ids in orphans.items():
         report.errors.append(
-            f'{file}: the {key} of {len(ids)} annotations is not in the file (annotation '
+            f'{file}: the {key} of {len(ids)} annotations is not defined in the file (annotation '
             f'{_some(ids)}). Correct or remove them.'
         )
     folder = dataset.data_prefix['img']
@@ -173,18 +188,20 @@ def _read_json(file: str) -> Any:
     try:
         return json.loads(Path(file).read_bytes())
     except ValueError as error:
-        raise ValueError(f'{file} is no JSON: {error}; download or unpack it again') from error
+        raise ValueError(
+            f'{file} is not valid JSON: {error}; download or unpack it again'
+        ) from error
 
 
 def _spread(length: int, samples: int) -> Iterable[int]:
-    """So many indices, as evenly as can be, with the first and the last."""
+    """Return up to ``samples`` evenly spaced indices that include the first and the last."""
     return np.unique(np.linspace(0, length - 1, min(length, samples)).round().astype(int)).tolist()
 
 
 def _missing_files(records: Sequence[Record], dataset: Any) -> Iterator[str]:
-    """An error for images and one for maps, if any are not there."""
+    """Yield one error if images do not exist, and one if semantic maps do not exist."""
     if not records:
-        yield 'There are no images: see data_prefix, ann_file and img_suffix of the data set.'
+        yield 'The data set has no images. Check its data_prefix, ann_file and img_suffix.'
     known = KNOWN.get(type(dataset).__name__)
     source = f' ({known.source})' if known else ''
     listings: dict[str, set[str]] = {}
@@ -200,34 +217,34 @@ def _missing_files(records: Sequence[Record], dataset: Any) -> Iterator[str]:
         if missing:
             yield (
                 f'{len(missing)} of {len(paths)} files are not there: {_some(missing)}. Get them '
-                f'again{source}, or take them out of what names them.'
+                f'again{source}, or remove them from the annotations.'
             )
 
 
 def _wrong_labels(records: Sequence[Record], dataset: Any) -> Iterator[str]:
-    """An error if images, as a whole, are labelled with classes that are not there."""
+    """Yield one error if class labels of images are out of range."""
     classes = dataset.metainfo.get('classes')
     labels = {record['gt_label'] for record in records if 'gt_label' in record}
     wrong = sorted(labels - set(range(len(classes)))) if classes else []
     if wrong:
         yield (
-            f'Labels {_some(wrong)} are not among the {len(classes)} classes, 0 to '
+            f'The labels {_some(wrong)} are out of range: the {len(classes)} classes are 0 to '
             f"{len(classes) - 1}. Correct {dataset.ann_file or 'the folders'}, or the data set's "
             'metainfo.'
         )
 
 
-def _map_step(cfg: Mapping) -> Mapping:
-    """The step of a data set's pipeline that reads semantic maps, else mmseg's own.
+def _map_loader(cfg: Mapping) -> Mapping:
+    """Return the transform in a data set's pipeline that loads semantic maps, or mmseg's default.
 
-    It applies `reduce_zero_label` and the like: what it gives is what the loss sees.
+    It applies options such as ``reduce_zero_label``, so it gives the labels that the loss sees.
     """
     steps = (step for step in cfg.get('pipeline', ()) if step['type'] == 'LoadAnnotations')
     return next(steps, dict(type='LoadAnnotations'))
 
 
-def _unusable(record: Record, dataset: Any, map_step: Mapping) -> Iterator[str]:
-    """What is wrong with an image and what belongs to it. Missing files are told elsewhere."""
+def _sample_errors(record: Record, dataset: Any, map_loader: Mapping) -> Iterator[str]:
+    """Yield the errors of an image and its annotations, except for missing files."""
     path = record['img_path']
     if not os.path.exists(path):
         return
@@ -238,29 +255,29 @@ def _unusable(record: Record, dataset: Any, map_step: Mapping) -> Iterator[str]:
         return
     if record.get('size', size) != size:
         yield (
-            f'{path} has {_by(size)} pixels, and its annotation says {_by(record["size"])}. Use '
+            f'{path} has {_by(size)} pixels, but its annotation says {_by(record["size"])}. Use '
             'the images that the annotations were made for.'
         )
         return
     for annotation in record.get('annotations', ()):
-        yield from _unusable_instance(annotation, path, size)
+        yield from _instance_errors(annotation, path, size)
     seg_map = record.get('seg_map_path')
     if seg_map and not _is_coco(dataset) and os.path.exists(seg_map):
-        yield from _unusable_map(record, size, dataset, map_step)
+        yield from _map_errors(record, size, dataset, map_loader)
 
 
 def _decode(path: str) -> tuple[int, int]:
-    """Decode an image, and return its height and width as mmcv reads it.
+    """Decode an image, and return its height and width after EXIF rotation, as in mmcv.
 
-    Pillow refuses a file that ends too early; OpenCV would make up the rest.
+    Pillow raises an error for a truncated file, where OpenCV would fill up the missing part.
     """
     with Image.open(path) as image:
-        width, height = ImageOps.exif_transpose(image).size  # which decodes it
+        width, height = ImageOps.exif_transpose(image).size  # decodes the image
     return height, width
 
 
-def _unusable_instance(annotation: Record, path: str, size: tuple[int, int]) -> Iterator[str]:
-    """What is wrong with a COCO annotation."""
+def _instance_errors(annotation: Record, path: str, size: tuple[int, int]) -> Iterator[str]:
+    """Yield the errors of a COCO annotation."""
     from pycocotools import mask
 
     height, width = size
@@ -268,7 +285,7 @@ def _unusable_instance(annotation: Record, path: str, size: tuple[int, int]) -> 
     if x >= width or y >= height or x + box_width < 0 or y + box_height < 0:
         yield (
             f'{path}: the box of annotation {annotation["id"]}, {annotation["bbox"]}, is outside '
-            f'of {_by(size)} pixels. Boxes are [x, y, width, height], in pixels.'
+            f'the image of {_by(size)} pixels. Boxes must be [x, y, width, height] in pixels.'
         )
     segmentation = annotation.get('segmentation')
     if not segmentation:
@@ -277,33 +294,33 @@ def _unusable_instance(annotation: Record, path: str, size: tuple[int, int]) -> 
         if isinstance(segmentation, list) or isinstance(segmentation['counts'], list):
             segmentation = mask.frPyObjects(segmentation, height, width)
         sizes = [tuple(rle['size']) for rle in np.atleast_1d(segmentation)]
-    except Exception as error:  # pycocotools raises what comes
+    except Exception as error:  # pycocotools may raise any exception
         yield (
             f'{path}: the mask of annotation {annotation["id"]} cannot be decoded '
-            f'({_reason(error)}). Masks are polygons or RLE in the format of COCO.'
+            f'({_reason(error)}). Masks must be polygons or RLE in the format of COCO.'
         )
         return
     if any(mask_size != size for mask_size in sizes):
         yield (
-            f'{path} has {_by(size)} pixels, and the mask of annotation {annotation["id"]} has '
+            f'{path} has {_by(size)} pixels, but the mask of annotation {annotation["id"]} has '
             f'{_by(sizes[0])}. Use the images that the annotations were made for.'
         )
 
 
-def _unusable_map(
-    record: Record, size: tuple[int, int], dataset: Any, map_step: Mapping
+def _map_errors(
+    record: Record, size: tuple[int, int], dataset: Any, map_loader: Mapping
 ) -> Iterator[str]:
-    """What is wrong with a semantic map."""
+    """Yield the errors of a semantic map."""
     path = record['seg_map_path']
     try:
-        labels = TRANSFORMS.build(map_step)(dict(record, seg_fields=[]))['gt_seg_map']
-    except Exception as error:  # of whatever transform the config names
+        labels = TRANSFORMS.build(map_loader)(dict(record, seg_fields=[]))['gt_seg_map']
+    except Exception as error:  # the transform in the config may raise any exception
         yield f'{path} cannot be decoded ({_reason(error)}). Download or unpack it again.'
         return
     if labels.shape != size:
         yield (
-            f'{path} has shape {labels.shape}, and its image {size}. A map has one channel and the '
-            'size of its image.'
+            f'{path} has shape {labels.shape}, but its image has {size}. A map must have one '
+            'channel and the size of its image.'
         )
         return
     classes = dataset.metainfo.get('classes')
@@ -312,7 +329,7 @@ def _unusable_map(
         yield (
             f'{path} has the labels {_some(sorted(wrong))}: {len(classes)} classes are 0 to '
             f'{len(classes) - 1}, and {dataset.ignore_index} is ignored. Convert the maps, or set '
-            "the data set's metainfo and reduce_zero_label to what they hold."
+            'metainfo and reduce_zero_label of the data set to match them.'
         )
 
 
@@ -323,8 +340,8 @@ def _count(records: Sequence[Record]) -> dict[str, int]:
     return counts
 
 
-def _other_than_known(counts: Mapping[str, int], dataset: Any) -> Iterator[str]:
-    """A note if a data set that is known has more or less than it should."""
+def _unexpected_counts(counts: Mapping[str, int], dataset: Any) -> Iterator[str]:
+    """Yield a note if a public data set does not have its known number of images or annotations."""
     known = KNOWN.get(type(dataset).__name__)
     expected = known.counts_of([dataset.ann_file, *dataset.data_prefix.values()]) if known else {}
     if any(counts[what] != number for what, number in expected.items()):
@@ -336,7 +353,7 @@ def _other_than_known(counts: Mapping[str, int], dataset: Any) -> Iterator[str]:
 
 
 def _some(items: Collection, most: int = 3) -> str:
-    """The first of them, and how many more there are."""
+    """Return the first items as text, followed by the number of the others."""
     shown = ', '.join(map(str, list(items)[:most]))
     return f'{shown} and {len(items) - most} more' if len(items) > most else shown
 

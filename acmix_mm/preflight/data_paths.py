@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that the data which a config reads is there, before anything is built."""
+"""Check that the data of a config exists, before anything is built."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -17,9 +17,9 @@ class Missing:
     """A path that a config reads and that does not exist.
 
     Attributes:
-        path: As the dataset would open it.
-        used_by: Place in the config that names it, such as ``'train_dataloader, ann_file'``.
-        source: Where to get the data, or None if that is not known.
+        path: The path that the data set or evaluator would open.
+        used_by: Place in the config that names the path, such as ``'train_dataloader, ann_file'``.
+        source: Where to get the data, or None if that is not known. Default: None.
     """
 
     path: str
@@ -28,16 +28,16 @@ class Missing:
 
 
 def check_data(cfg: Config, *splits: str) -> None:
-    """Raise one clear error if data of a config is missing.
+    """Raise an error that lists all missing data of a config.
 
     Args:
-        cfg: A config in the form of mmdet, mmseg or mmpretrain.
-        *splits: Of ``'train'``, ``'val'``, ``'test'``: the data loaders and evaluators to look at.
-            A split that the config does not have is passed over.
+        cfg: Config in the format of mmdet, mmseg or mmpretrain.
+        *splits: Splits whose data loaders and evaluators are checked, from ``'train'``, ``'val'``
+            and ``'test'``. Splits that the config does not have are ignored.
 
     Raises:
-        FileNotFoundError: Something is missing. The message names every path, where it was looked
-            for, and how to go on.
+        FileNotFoundError: Data is missing. The message names every missing path, the working
+            directory, and how to continue.
 
     Examples:
         >>> dataset = dict(type='CocoDataset', data_root='nowhere', data_prefix=dict(img='val2017'))
@@ -52,14 +52,14 @@ def check_data(cfg: Config, *splits: str) -> None:
 
 
 def missing_data(cfg: Config, *splits: str) -> list[Missing]:
-    """Everything that a config reads and that is not there, each path once.
+    """Return all paths that a config reads and that do not exist, each of them once.
 
-    An empty folder counts as missing. What lies in remote storage (``s3://...``, a `backend_args`
-    other than local) is taken to be there.
+    Empty folders count as missing. Files in remote storage (``s3://...``, or a ``backend_args``
+    that is not local) are not checked.
 
     Args:
-        cfg: See :func:`check_data`.
-        *splits: See :func:`check_data`.
+        cfg: Config in the format of mmdet, mmseg or mmpretrain.
+        *splits: Splits whose data loaders and evaluators are checked, see :func:`check_data`.
 
     Examples:
         >>> dataset = dict(ann_file='a.json', data_root='nowhere')
@@ -76,10 +76,10 @@ def missing_data(cfg: Config, *splits: str) -> list[Missing]:
 
 
 def leaf_datasets(dataset: dict) -> Iterator[dict]:
-    """The dataset configs below wrappers such as RepeatDataset, ConcatDataset or MultiImageMix.
+    """Yield the configs of data sets inside wrappers such as ``RepeatDataset``, ``ConcatDataset``.
 
     Args:
-        dataset: Config of a dataset, wrapped or not.
+        dataset: Config of a data set or of a wrapper.
 
     Examples:
         >>> wrapped = dict(type='RepeatDataset', dataset=dict(type='CocoDataset'), times=2)
@@ -95,10 +95,10 @@ def leaf_datasets(dataset: dict) -> Iterator[dict]:
 
 
 def dataset_paths(dataset: Mapping) -> dict[str, str]:
-    """The local paths that a dataset reads, by the field of its config that names them.
+    """Return the local paths that a data set reads, by the fields of its config that name them.
 
     Args:
-        dataset: Config of a dataset, not of a wrapper.
+        dataset: Config of a data set, not of a wrapper.
 
     Examples:
         >>> prefix = dict(img_path='images/val', seg_map_path='')
@@ -112,7 +112,7 @@ def dataset_paths(dataset: Mapping) -> dict[str, str]:
         prefix = dict(img_path=prefix)
     fields = dict(ann_file=dataset.get('ann_file'))
     if not prefix:
-        fields['split'] = dataset.get('split')  # mmpretrain's name for a folder below the root
+        fields['split'] = dataset.get('split')  # mmpretrain: a folder inside data_root
     fields.update({f'data_prefix.{name}': path for name, path in prefix.items()})
     root = dataset.get('data_root') or ''
     paths = {
@@ -124,7 +124,7 @@ def dataset_paths(dataset: Mapping) -> dict[str, str]:
 
 
 def is_remote(cfg: Mapping) -> bool:
-    """Whether the files of a dataset or an evaluator lie in remote storage."""
+    """Return whether the files of a data set or evaluator are in remote storage."""
     return (cfg.get('backend_args') or {}).get('backend', 'local') != 'local'
 
 
@@ -151,14 +151,14 @@ def _is_there(path: str) -> bool:
 
 def _message(cfg: Config, missing: list[Missing]) -> str:
     width = max(len(m.path) for m in missing)
-    sources = sorted({m.source for m in missing if m.source}) or ["see the data set's own page"]
+    sources = sorted({m.source for m in missing if m.source}) or ["see the data set's web page"]
     return '\n'.join([
-        f'Data of {cfg.filename or "this config"} are missing. '
-        f'Not found, or empty (working directory: {Path.cwd()}):',
+        f'Data of {cfg.filename or "this config"} is missing. These files or folders were not '
+        f'found, or are empty (working directory: {Path.cwd()}):',
         *(f'  {m.path:{width}}  ({m.used_by})' for m in missing),
         'To continue, either:',
-        *(f'  * get it: {source}' for source in sources),
-        '    and put it in these places, or name its folder: --cfg-options data_root=FOLDER',
-        '    (docs/data.md shows how; tools/dataset/check.py then checks the files themselves)',
+        *(f'  * get the data: {source}' for source in sources),
+        '    and store it in these places, or name its folder: --cfg-options data_root=FOLDER',
+        '    (docs/data.md shows how; tools/dataset/check.py then checks the content of the files)',
         '  * try without data: `make demo` makes a small data set and trains on it',
     ])  # fmt: skip

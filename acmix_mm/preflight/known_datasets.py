@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public data sets that configs name: where to get them, and their sizes."""
+"""Sources and sizes of the public data sets that the configs use."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,19 +10,23 @@ class KnownDataset:
     """Expected source and size of a public data set.
 
     Attributes:
-        source: Where to get it.
-        counts: Number of images, and of annotations where they are counted, by the end of the path
-            of an annotation file or an image folder.
+        source: Where to get the data set.
+        counts: Expected numbers of images and, for COCO, of annotations. The keys are the ends of
+            paths of annotation files or image folders.
     """
 
     source: str
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def counts_of(self, paths: Iterable[str | None]) -> dict[str, int]:
-        """Return the counts of the part at one of the paths; empty if it is unknown.
+        """Return the expected counts for the split that a data set reads.
 
         Args:
-            paths: Annotation file and folders of a dataset; None for those that it lacks.
+            paths: Paths of the annotation file and the image folders of the data set, or None
+                for those that it does not have.
+
+        Returns:
+            dict[str, int]: Counts of the first split whose path matches; empty if none does.
 
         Examples:
             >>> KNOWN['CityscapesDataset'].counts_of(['data/cityscapes/leftImg8bit/val'])
@@ -34,7 +38,7 @@ class KnownDataset:
         return {}
 
 
-# By dataset class. docs/data.md shows the layout that the configs expect.
+# By the name of the class of the data set. docs/data.md shows the layout that the configs expect.
 KNOWN = {
     'CocoDataset': KnownDataset(
         'COCO 2017, `mim download mmdet --dataset coco2017` or https://cocodataset.org/#download '
@@ -50,13 +54,13 @@ KNOWN = {
         {'images/training': dict(images=20210), 'images/validation': dict(images=2000)},
     ),
     'CityscapesDataset': KnownDataset(
-        'Cityscapes, https://www.cityscapes-dataset.com/downloads (leftImg8bit, gtFine), and mmseg '
-        'makes the labelTrainIds: tools/dataset_converters/cityscapes.py',
+        'Cityscapes, https://www.cityscapes-dataset.com/downloads (leftImg8bit, gtFine); '
+        'tools/dataset_converters/cityscapes.py of mmseg makes the labelTrainIds',
         {'leftImg8bit/train': dict(images=2975), 'leftImg8bit/val': dict(images=500)},
     ),
     'PascalVOCDataset': KnownDataset(
-        'PASCAL VOC 2012, http://host.robots.ox.ac.uk/pascal/VOC/voc2012, and mmseg adds the '
-        'annotations of SBD: tools/dataset_converters/voc_aug.py',
+        'PASCAL VOC 2012, http://host.robots.ox.ac.uk/pascal/VOC/voc2012; '
+        'tools/dataset_converters/voc_aug.py of mmseg adds the annotations of SBD',
         {
             'Segmentation/train.txt': dict(images=1464),
             'Segmentation/val.txt': dict(images=1449),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks, when acmix-mm is imported, that the libraries it needs are installed and compatible.
+"""Check, when acmix-mm is imported, that the libraries it needs are installed and compatible.
 
 mmengine, mmcv, mmdet, mmseg and mmpretrain each come from two distributions, upstream's and the
-OneDL fork's, so the package cannot list them as requirements of pip; they are checked here instead.
+OneDL fork's. The package therefore cannot list them as requirements for pip.
 """
 
 import re
@@ -20,13 +20,15 @@ class Library:
     """A library that acmix-mm works with.
 
     Attributes:
-        module: Name of the module.
+        module: Name of the module to import.
         minimum: Oldest version that works.
         below: First version that no longer works, or None.
-        distributions: Names of the distributions that install it, the recommended one first.
-        how: Options of ``pip install`` that it needs.
-        imports: A library that it imports but does not list as a requirement, so that pip does not
-            install it.
+        distributions: Names of the distributions that install the library, the recommended one
+            first.
+        how: Options of ``pip install`` that the library needs, with a trailing space.
+            Default: ``''``.
+        imports: Another library that it imports but does not list as a requirement, so that pip
+            does not install it. Default: ``''``.
     """
 
     module: str
@@ -38,11 +40,11 @@ class Library:
 
     @property
     def wanted(self) -> str:
-        """The range of versions in the notation of pip."""
+        """Range of versions in the notation of pip, such as ``>=2.0,<3.0``."""
         return f'>={self.minimum}' + (f',<{self.below}' if self.below else '')
 
     def accepts(self, version: str) -> bool:
-        """Whether a version is in the range; a pre-release counts as its release."""
+        """Return whether a version is in the range. A pre-release counts as its release."""
         release = Version(version).release
         return release >= Version(self.minimum).release and (
             self.below is None or release < Version(self.below).release
@@ -52,13 +54,14 @@ class Library:
         """Return the command that installs a version in the range.
 
         Args:
-            distribution: Name of the distribution in use; None (default) means the recommended one.
+            distribution: Name of the distribution to install, or None for the recommended one.
+                Default: None.
         """
         name = (distribution or self.distributions[0]).removesuffix('-lite').removesuffix('-full')
         return f"pip install {self.how}'{name}{self.wanted}'"
 
 
-# mmcv's ops are compiled when it is installed, against the torch that pip's isolation would hide.
+# mmcv compiles its ops against torch during installation; pip's build isolation would hide torch.
 MMCV_HOW = '--no-build-isolation --no-cache-dir '
 
 TORCH = Library('torch', '2.5', None, ('torch',))
@@ -78,11 +81,11 @@ def installed_distributions(library: Library) -> dict[str, str]:
     """Find the installed distributions of a library, without importing it.
 
     Args:
-        library: The library.
+        library: The library to find.
 
     Returns:
-        dict[str, str]: Versions by the names of the distributions; empty if the library is not
-        installed. A source checkout on the path has the name of the module.
+        dict[str, str]: Versions by names of distributions; empty if the library is not installed.
+        A source checkout on the path appears under the name of the module.
     """
     found = {}
     for name in library.distributions:
@@ -107,11 +110,11 @@ def check_library(library: Library, required: bool) -> None:
     """Check that a library is installed in a version that works.
 
     Args:
-        library: The library.
-        required: Whether acmix-mm needs it.
+        library: The library to check.
+        required: Whether a missing library is an error.
 
     Raises:
-        ImportError: It is required and missing, or its version is out of range.
+        ImportError: The library is required and missing, or its version is out of range.
     """
     found = installed_distributions(library)
     if not found:
@@ -123,8 +126,8 @@ def check_library(library: Library, required: bool) -> None:
         return
     if len(found) > 1:
         warnings.warn(
-            f'{" and ".join(found)} are both installed, and each overwrites files of the other: '
-            f'uninstall both, then install one of them.',
+            f'{" and ".join(found)} are both installed, and each overwrites files of the other. '
+            f'Uninstall both, then install one of them.',
             stacklevel=2,
         )
     for name, version in found.items():
@@ -138,8 +141,8 @@ def check_library(library: Library, required: bool) -> None:
 def check_mmcv_ops() -> None:
     """Warn if mmcv's compiled ops are missing or cannot be loaded.
 
-    The backbones do not need them, so it is not an error. Most of mmdet and mmseg needs them, and
-    fails without them with a message that does not say why.
+    This is not an error, because the backbones do not need the ops. Most of mmdet and mmseg does,
+    and without them fails with a message that does not name the cause.
     """
     try:
         import_module('mmcv._ext')
@@ -150,7 +153,7 @@ def check_mmcv_ops() -> None:
         problem = f'has compiled ops that this torch cannot load ({error})'
     (name, version), *_ = installed_distributions(MMCV).items()
     warnings.warn(
-        f'{name} {version} {problem}, and mmdet and mmseg need them. With torch installed: '
+        f'{name} {version} {problem}. mmdet and mmseg need them. With torch installed, run: '
         f'pip uninstall {name}, then {MMCV.install_command(name)}',
         stacklevel=2,
     )
@@ -160,17 +163,18 @@ def check_scope(scope: str | None) -> None:
     """Check that the library of a config's ``default_scope`` can be imported.
 
     Args:
-        scope: Name of a module. Any other name than mmdet, mmseg and mmpretrain passes.
+        scope: Name of the library. Names other than mmdet, mmseg and mmpretrain are not checked.
 
     Raises:
-        ImportError: The library cannot be imported. The message says why, and how to install it.
+        ImportError: The library cannot be imported. The message gives the reason and the command
+            that installs the library.
     """
     library = next((library for library in OPTIONAL if library.module == scope), None)
     if library is None:
         return
     try:
         import_module(f'{scope}.models')
-    except Exception as error:  # torchvision for another torch raises a RuntimeError
+    except Exception as error:  # torchvision built for another torch raises RuntimeError
         message = f'{scope} cannot be imported ({type(error).__name__}: {error})'
         if not installed_distributions(library):
             message += f'. Install it: {library.install_command()}'

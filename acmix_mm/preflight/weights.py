@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that the checkpoints which a run starts from can be had, before anything is built."""
+"""Check that the checkpoints of a run can be loaded, before anything is built."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -9,16 +9,16 @@ from mmengine.runner import CheckpointLoader
 
 
 def check_checkpoints(paths: Iterable[str]) -> None:
-    """Raise one clear error for the first checkpoint that is missing or cannot be fetched.
+    """Raise an error for the first checkpoint that is missing or cannot be downloaded.
 
-    What is fetched lands in torch's cache, where the run itself finds it.
+    Downloads are kept in torch's cache, where the run itself finds them.
 
     Args:
-        paths: Local files, URLs, or what else mmengine resolves (``open-mmlab://...``).
+        paths: Local files, URLs, or other addresses that mmengine supports (``open-mmlab://...``).
 
     Raises:
-        FileNotFoundError: The message names the checkpoint, where it was looked for, and how to go
-            on.
+        FileNotFoundError: A checkpoint cannot be loaded. The message names the checkpoint, the
+            reason, and how to continue.
 
     Examples:
         >>> check_checkpoints(['nowhere.pth'])
@@ -35,18 +35,19 @@ def check_checkpoints(paths: Iterable[str]) -> None:
             continue
         try:
             CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        except Exception as error:  # whatever the network, the cache or the file has against it
+        except Exception as error:  # network, cache and file may raise any exception
             raise FileNotFoundError(_message(path, f'{type(error).__name__}: {error}')) from error
 
 
 def pretrained_checkpoints(model: object) -> Iterator[str]:
-    """Every checkpoint that a model config starts from.
+    """Yield the checkpoints that a model config initializes its parts from.
 
     Args:
-        model: Config of a model, or a part of one.
+        model: Config of a model, or of a part of one.
 
     Yields:
-        ``checkpoint`` of each ``init_cfg=dict(type='Pretrained', ...)`` and each ``pretrained``.
+        str: ``checkpoint`` of each ``init_cfg=dict(type='Pretrained', ...)``, and the value of each
+        ``pretrained``.
 
     Examples:
         >>> init_cfg = dict(type='Pretrained', checkpoint='r50.pth')
@@ -68,7 +69,8 @@ def _message(path: str, reason: str) -> str:
     return '\n'.join([
         f'The checkpoint {path} cannot be loaded ({reason}).',
         'To continue, either:',
-        '  * download it and name the file instead, or start without it: for a backbone',
-        '    --cfg-options model.backbone.init_cfg=None (model.pretrained=None in mmseg)',
-        '  * try without downloads: `make demo` trains on a small data set that it makes',
+        '  * download it, and give the path of the file instead',
+        '  * start without it: --cfg-options model.backbone.init_cfg=None for a backbone',
+        '    (model.pretrained=None in mmseg)',
+        '  * try without downloads: `make demo` makes a small data set and trains on it',
     ])  # fmt: skip

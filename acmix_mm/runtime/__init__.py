@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command-line tools share: reading a config, checking its inputs, building a runner."""
+"""Code that the command-line tools share: read a config, check its inputs, build a runner."""
 
 from .config import (
     argument_parser,

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command-line options and configs of the tools, and the runner that a config describes.
+"""Parse the command-line options of the tools, read their configs, and build runners.
 
-Mistakes of the user end the process with one message and exit code 1; a traceback means a mistake
-in the code.
+A mistake of the user ends the process with one message and exit code 1. A traceback means a bug.
 """
 
 import os
@@ -25,7 +24,11 @@ from .mmengine_patches import patch_mmengine
 
 
 def config_parser(description: str) -> ArgumentParser:
-    """Make a parser for a config and the option that changes it."""
+    """Make a parser with the arguments ``config`` and ``--cfg-options``.
+
+    Args:
+        description: Description of the tool for its ``--help``.
+    """
     parser = ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -35,14 +38,18 @@ def config_parser(description: str) -> ArgumentParser:
         default={},
         metavar='KEY=VALUE',
         help='override parts of the config, such as train_dataloader.batch_size=4 or '
-        'model.backbone.out_indices="(1,2,3)"; data_root=FOLDER moves every path below '
-        "the config's data_root",
+        'model.backbone.out_indices="(1,2,3)"; data_root=FOLDER replaces the data_root of the '
+        'config in every path',
     )
     return parser
 
 
 def argument_parser(description: str) -> ArgumentParser:
-    """Make a parser for a config and the options that training and testing share."""
+    """Make a parser with the arguments that training and testing share.
+
+    Args:
+        description: Description of the tool for its ``--help``.
+    """
     parser = config_parser(description)
     parser.add_argument(
         '--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)'
@@ -51,20 +58,24 @@ def argument_parser(description: str) -> ArgumentParser:
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='what started the processes of a distributed job',
+        help='how the processes of a distributed job were started (default: none)',
     )
-    # torch.distributed.launch passes the rank as an option; torchrun sets the variable.
+    # torch.distributed.launch passes the rank as an option; torchrun sets LOCAL_RANK.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
 
 
 def read_config(args: Namespace) -> Config:
-    """Read the config named on the command line and apply the options that change it."""
+    """Read the config named on the command line, and apply ``--cfg-options`` to it.
+
+    Args:
+        args: Arguments from :func:`config_parser`.
+    """
     if not os.path.isfile(args.config):
         sys.exit(f'Config file {args.config} not found (working directory: {Path.cwd()}).')
     try:
         cfg = Config.fromfile(args.config)
-    except ModuleNotFoundError as error:  # of a library whose configs it inherits
+    except ModuleNotFoundError as error:  # the config inherits from a missing library
         sys.exit(f'{args.config} cannot be read: {error}.')
     try:
         check_scope(cfg.get('default_scope'))
@@ -78,7 +89,11 @@ def read_config(args: Namespace) -> Config:
 
 
 def load_config(args: Namespace) -> Config:
-    """Read the config of a run and adapt it to this machine."""
+    """Read the config of a run, and adapt it to the launcher and to machines without a GPU.
+
+    Args:
+        args: Arguments from :func:`argument_parser`.
+    """
     os.environ.setdefault('LOCAL_RANK', os.environ.get('SLURM_LOCALID', str(args.local_rank)))
     cfg = read_config(args)
     cfg.launcher = args.launcher
@@ -95,13 +110,13 @@ def load_config(args: Namespace) -> Config:
 def move_data_root(cfg: Config, data_root: str) -> Config:
     """Return a copy of a config that reads its data from another folder.
 
-    A config's ``data_root`` is a variable whose value is copied into data sets and evaluators when
-    the file is read, so setting it later has no effect on them. This function replaces it at the
-    beginning of every string.
+    When a config file is read, the value of its ``data_root`` is copied into the data sets and
+    evaluators, so changing the variable later has no effect on them. This function replaces the
+    folder at the beginning of every string of the config.
 
     Args:
         cfg: Config with a top-level ``data_root``.
-        data_root: The new folder.
+        data_root: The new folder, with or without a trailing slash.
 
     Examples:
         >>> cfg = Config(dict(data_root='data/a/', val_evaluator=dict(ann_file='data/a/val.json')))
@@ -110,8 +125,9 @@ def move_data_root(cfg: Config, data_root: str) -> Config:
     """
     if 'data_root' not in cfg:
         sys.exit(
-            f'{cfg.filename} has no data_root to move: set the data_root of each of its data sets, '
-            'such as train_dataloader.dataset.data_root.'
+            f'{cfg.filename} has no top-level data_root that data_root={data_root} could replace. '
+            'Set the data_root of each data set instead, such as '
+            'train_dataloader.dataset.data_root.'
         )
     old, new = cfg.data_root.rstrip('/'), data_root.rstrip('/')
 
@@ -130,12 +146,12 @@ def move_data_root(cfg: Config, data_root: str) -> Config:
 def require_inputs(cfg: Config, splits: Iterable[str], checkpoints: Iterable[str]) -> None:
     """End the process with one message if data or checkpoints are missing.
 
-    Only the first process of each machine checks; the others would print the same message.
+    Only the first process of each machine checks, because the others would repeat the message.
 
     Args:
-        cfg: Config that is about to run.
-        splits: See :func:`acmix_mm.preflight.data_paths.check_data`.
-        checkpoints: See :func:`acmix_mm.preflight.weights.check_checkpoints`.
+        cfg: Config of the run.
+        splits: Splits whose data is needed, from ``'train'``, ``'val'`` and ``'test'``.
+        checkpoints: Paths or addresses of the checkpoints that are needed.
     """
     if os.environ.get('LOCAL_RANK', '0') != '0':
         return
@@ -147,10 +163,11 @@ def require_inputs(cfg: Config, splits: Iterable[str], checkpoints: Iterable[str
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, with the workarounds for mmengine applied.
+    """Apply the workarounds for mmengine, and build the runner of a config.
 
     Args:
-        cfg: Config with or without a ``runner_type``; the default is mmengine's ``Runner``.
+        cfg: Config from :func:`load_config`. Without a ``runner_type``, mmengine's ``Runner`` is
+            built.
     """
     patch_mmengine()
     if cfg.launcher != 'none' and get_device() == 'cpu':

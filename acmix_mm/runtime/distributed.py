@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that work together: on CPUs, where mmengine takes GPUs for granted, and with FSDP."""
+"""Distributed jobs on CPUs, where mmengine assumes GPUs, and with FSDP."""
 
 import atexit
 import sys
@@ -14,10 +14,10 @@ SECONDS_TO_SETTLE = 0.5
 
 
 def use_cpu_processes(cfg: Config) -> None:
-    """Make a config of several processes say what CPUs need: gloo, and wrappers without a GPU.
+    """Adapt the config of a distributed job to CPUs: gloo, and model wrappers without a GPU.
 
     Args:
-        cfg: Changed in place; left alone unless a launcher is named.
+        cfg: Config to change in place. Without a launcher it is not changed.
 
     Examples:
         >>> cfg = Config(dict(launcher='pytorch'))
@@ -28,7 +28,7 @@ def use_cpu_processes(cfg: Config) -> None:
     if cfg.launcher == 'none':
         return
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
-    # Unless told, mmengine's wrappers take the rank on this machine for the number of a GPU.
+    # By default, mmengine's wrappers use the local rank as the number of a GPU.
     if not _uses_fsdp(cfg):
         ddp = dict(
             type='MMDistributedDataParallel',
@@ -40,7 +40,8 @@ def use_cpu_processes(cfg: Config) -> None:
         return
     cfg.merge_from_dict({'strategy.model_wrapper.device_id': 'cpu'})
     if cfg.strategy.get('state_dict_cfg') == 'full':
-        # As mmengine means it, but for offload_to_cpu: torch would free what it "moves" to the CPU.
+        # mmengine's settings for 'full', except for offload_to_cpu: on a CPU, torch would free the
+        # tensors that it offloads.
         options = dict(rank0_only=True, offload_to_cpu=False)
         cfg.strategy.state_dict_cfg = dict(
             state_dict_type='FULL_STATE_DICT',
@@ -50,32 +51,32 @@ def use_cpu_processes(cfg: Config) -> None:
 
 
 def join_cpu_processes(cfg: Config) -> None:
-    """Join the processes of a job without GPUs, unless that is done.
+    """Initialize the process group of a job without GPUs, unless it is initialized already.
 
-    mmengine gives each process a GPU before it joins, and fails where there is none; of a process
-    that has joined it asks nothing.
+    mmengine would first assign a GPU to each process, and fail where there is none. It skips both
+    steps if the process group exists.
 
     Args:
-        cfg: A config that :func:`use_cpu_processes` has seen.
+        cfg: Config that :func:`use_cpu_processes` has adapted.
     """
     if torch.distributed.is_initialized():
         return
     if cfg.launcher != 'pytorch':
         sys.exit(
-            f'--launcher {cfg.launcher}: on machines without accelerators, processes are started '
-            'by torchrun (tools/dist_train.sh, tools/dist_test.sh).'
+            f'--launcher {cfg.launcher} needs accelerators. On machines without them, start the '
+            'processes with torchrun (tools/dist_train.sh, tools/dist_test.sh).'
         )
     options = dict(cfg.env_cfg.dist_cfg)
     if 'timeout' in options:
         options['timeout'] = timedelta(seconds=options['timeout'])
     torch.distributed.init_process_group(**options)
-    # gloo's threads need the interpreter to let go of the last tensors that they sent. One that
-    # comes when it shuts down aborts the process, and a job that was done counts as failed.
+    # gloo's threads need the interpreter to release the last tensors that they sent. A thread that
+    # does so while the interpreter shuts down aborts the process, and a finished job would fail.
     atexit.register(time.sleep, SECONDS_TO_SETTLE)
 
 
 def check_fsdp(cfg: Config) -> None:
-    """End the process with one message if a config asks for FSDP in a way that it cannot work.
+    """End the process with one message if a config combines FSDP with options it does not support.
 
     Args:
         cfg: Config with or without FSDP.
@@ -84,29 +85,30 @@ def check_fsdp(cfg: Config) -> None:
         return
     if cfg.launcher == 'none':
         sys.exit(
-            'FSDP shards a model over processes: start them with tools/dist_train.sh. A checkpoint '
-            "is tested without, with the config that does not have FSDP's strategy."
+            'FSDP needs several processes: start them with tools/dist_train.sh. To test a '
+            'checkpoint in one process, use a config without the FSDP strategy.'
         )
     clip_grad = cfg.get('optim_wrapper', {}).get('clip_grad')
     if clip_grad and clip_grad.get('type', 'norm') == 'norm':
         sys.exit(
-            f'FSDP: mmengine would clip the norm of each shard instead of that of all ({clip_grad}'
-            "). Set optim_wrapper.clip_grad=None, or clip values: dict(type='value', "
-            'clip_value=...).'
+            'With FSDP, mmengine would clip the gradient norm of each shard instead of the norm of '
+            f'all gradients ({clip_grad}). Set optim_wrapper.clip_grad=None, or clip values with '
+            "optim_wrapper.clip_grad=dict(type='value', clip_value=...)."
         )
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """Decide whether FSDP shards a module as a unit of its own (its ``auto_wrap_policy``).
+    """Decide whether FSDP shards a module as a separate unit; for its ``auto_wrap_policy``.
 
-    Every block of an ACmix backbone, a module whose attribute ``fsdp_unit`` is true, is a unit; the
-    rest of the model is one. Necks and heads are not split: FSDP gathers parameters for ``forward``
-    only, and detectors call their ``loss`` and ``predict``.
+    Every block of an ACmix backbone is a unit: blocks are the modules whose attribute ``fsdp_unit``
+    is true. The rest of the model is one unit. Necks and heads are not split, because FSDP gathers
+    parameters in ``forward`` only, and detectors call ``loss`` and ``predict`` of their heads.
 
     Args:
         module: Module that FSDP visits.
-        recurse: Whether FSDP asks to visit the children of the module, not to wrap it.
-        nonwrapped_numel: Number of parameters that are not wrapped yet.
+        recurse: If true, FSDP asks whether to visit the children of the module. Otherwise it asks
+            whether to wrap the module.
+        nonwrapped_numel: Number of parameters that are not wrapped yet (not used).
 
     Examples:
         >>> wrap_blocks(nn.Linear(2, 2), recurse=False, nonwrapped_numel=6)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workarounds for mmengine, each with its reason.
 
-Our own tools apply them when they build a runner. Importing acmix-mm does not: other programs call
-:func:`patch_mmengine` if they want them.
+Our own tools apply them when they build a runner. Importing acmix-mm does not apply them; other
+programs can call :func:`patch_mmengine`.
 """
 
 import os
@@ -23,9 +23,9 @@ from ..checkpoints.files import read_checkpoint
 def allow_checkpoint_contents() -> None:
     """Let upstream's mmengine load its own checkpoints with torch >= 2.6.
 
-    Since that version, ``torch.load`` accepts only tensors and plain containers by default. The
-    logs in a checkpoint contain mmengine's history buffers and numpy values too. They are allowed
-    only while mmengine loads a checkpoint. The OneDL fork allows them itself.
+    Since that version, ``torch.load`` accepts only tensors and plain containers by default, but the
+    logs in mmengine's checkpoints also contain history buffers and numpy values. This workaround
+    allows them while mmengine loads a checkpoint. The OneDL fork allows them itself.
     """
     if hasattr(checkpoint, 'get_torch_safe_globals') or Version(torch.__version__).release < (2, 6):
         return
@@ -38,7 +38,7 @@ def allow_checkpoint_contents() -> None:
 
 
 def _with_safe_globals(loader: Any) -> Any:
-    @wraps(loader)  # mmengine's log names the loader
+    @wraps(loader)  # keeps the name of the loader for mmengine's log
     def load(filename: str, map_location: Any = None) -> Any:
         with torch.serialization.safe_globals(_safe_globals()):
             return loader(filename, map_location=map_location)
@@ -49,28 +49,27 @@ def _with_safe_globals(loader: Any) -> Any:
 def _safe_globals() -> list[Any]:
     reconstruct: Any = np.zeros(0).__reduce__()[0]
     scalar: Any = np.float64(0).__reduce__()[0]
-    # numpy 2 moved both; a checkpoint contains the names of the numpy that wrote it.
+    # numpy 2 moved both functions. A checkpoint contains the names of the numpy that wrote it.
     functions = [
         (function, f'numpy.{core}.multiarray.{function.__name__}')
         for function in (reconstruct, scalar)
         for core in ('core', '_core')
     ]
     dtypes = [type(np.dtype(name)) for name in ('float32', 'float64', 'int64')]
-    # A history buffer refers to its methods, which pickle looks up by getattr.
+    # A history buffer stores references to its methods, which pickle restores with getattr.
     return [HistoryBuffer, getattr, np.ndarray, np.dtype, *dtypes, *functions]
 
 
 def resume_sharded_optimizers() -> None:
     """Let mmengine's FSDP strategy resume.
 
-    mmengine passes ``optim`` and ``optim_state_dict`` to torch by position, in an order that torch
-    has changed. An mmengine whose own method passes them by name is left unchanged.
+    mmengine passes ``optim`` and ``optim_state_dict`` to torch by position, and torch has changed
+    the order of these arguments. If mmengine's method passes them by name, it is not replaced.
     """
-    strategy = getattr(_strategy, 'FSDPStrategy', None)  # None if torch has no `distributed`
-    if strategy is not None and 'optim_state_dict=' not in getsource(
-        strategy.load_optim_state_dict
-    ):
-        strategy.load_optim_state_dict = _load_sharded_optimizer
+    strategy = getattr(_strategy, 'FSDPStrategy', None)  # None if torch has no distributed package
+    if strategy is None or 'optim_state_dict=' in getsource(strategy.load_optim_state_dict):
+        return
+    strategy.load_optim_state_dict = _load_sharded_optimizer
 
 
 def _load_sharded_optimizer(strategy: Any, state_dict: dict) -> None:
@@ -85,11 +84,12 @@ def _load_sharded_optimizer(strategy: Any, state_dict: dict) -> None:
 
 
 def load_safetensors() -> None:
-    """Let mmengine read local safetensors files wherever it takes a checkpoint."""
+    """Let mmengine load local safetensors files wherever it accepts a checkpoint."""
     CheckpointLoader.register_scheme(_LOCAL_SAFETENSORS, _load_local_safetensors, force=True)
 
 
-# A path without a scheme such as `s3:`: mmengine matches these expressions at the beginning.
+# mmengine matches this expression against the beginning of an address. Addresses with a scheme,
+# such as s3://bucket/x.safetensors, do not match and keep their own loaders.
 _LOCAL_SAFETENSORS = r'(?!\w[\w+.-]+:).*\.safetensors$'
 
 

@@ -40,7 +40,7 @@ def test_code_is_not_run(tmp_path, place):
     code = RunsCode(exec, f'open({str(proof)!r}, "w")')
     checkpoint = {'model': {'a': code}} if place == 'state_dict' else {'model': STATE, 'x': code}
     torch.save(checkpoint, tmp_path / 'evil.pth')
-    with pytest.raises(ValueError, match=r'evil.pth is refused: it holds exec, and reading'):
+    with pytest.raises(ValueError, match=r'evil.pth is refused: it contains exec, and reading'):
         read_checkpoint(tmp_path / 'evil.pth')
     assert not proof.exists()
     torch.load(tmp_path / 'evil.pth', weights_only=False)
@@ -48,14 +48,14 @@ def test_code_is_not_run(tmp_path, place):
 
 
 def test_stand_ins_run_nothing(tmp_path):
-    """Even the functions that are let through, such as getattr, are not the real ones."""
+    """Functions that are allowed, such as getattr, are replaced as well."""
     torch.save({'model': STATE, 'x': RunsCode(getattr, STATE['b'], 'shape')}, tmp_path / 'a.pth')
     assert torch.load(tmp_path / 'a.pth', weights_only=False)['x'] == (1,)
     assert read_checkpoint(tmp_path / 'a.pth')['x'] != (1,)
 
 
 def test_reads_training_states(tmp_path, monkeypatch):
-    """Of mmengine (logs), PVT (arguments) and Swin (settings, of a library not installed here)."""
+    """Logs of mmengine, arguments of PVT, and settings of Swin, whose library is not installed."""
     module = types.ModuleType('yacs.config')
     module.CfgNode = type('CfgNode', (dict,), dict(__module__='yacs.config'))
     settings = module.CfgNode(A=module.CfgNode(B=1))
@@ -81,12 +81,12 @@ def test_reads_training_states(tmp_path, monkeypatch):
 def test_other_files_are_refused(tmp_path, content):
     for name in ('a.pth', 'a.safetensors'):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf'{name} is no (checkpoint|safetensors)'):
+        with pytest.raises(ValueError, match=rf'{name} is not a (checkpoint|safetensors)'):
             read_checkpoint(tmp_path / name)
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'no checkpoint .*none.pth'):
+    with pytest.raises(FileNotFoundError, match=r'none.pth does not exist'):
         read_checkpoint(tmp_path / 'none.pth')
 
 

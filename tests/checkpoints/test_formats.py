@@ -68,7 +68,7 @@ def test_rules_may_depend_on_the_state_dict():
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_each_backbone_knows_its_own_checkpoints(name):
-    """And no family takes those of another for its own."""
+    """Each backbone's state dict is recognised by its own family and by no other."""
     from acmix_mm.registry import MODELS
 
     args = dict(depth=26) if name in ('ACmixResNet', 'ACmixSAN') else {}

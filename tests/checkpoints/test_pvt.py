@@ -10,7 +10,7 @@ NARROW = dict(embed_dims=8, num_layers=(1, 2, 1, 1))
 
 
 def plain(**kwargs):
-    """mmdet's PVT away from its start, with weights that fit in float32, to be run in float64."""
+    """Return mmdet's PVT in float64, with random changes to its (float32) initial weights."""
     models = pytest.importorskip('mmdet.models')
     torch.manual_seed(0)
     network = models.PyramidVisionTransformer(**NARROW | kwargs)
@@ -27,7 +27,7 @@ def loaded(state_dict: dict[str, Tensor], **kwargs) -> ACmixPVT:
 
 
 def authors_checkpoint() -> dict[str, Tensor]:
-    """A random classifier in the names and shapes of the authors' code."""
+    """Return random weights with the names and shapes of the authors' classifier."""
     torch.manual_seed(0)
     entries: dict[str, tuple[int, ...]] = {}
 
@@ -83,7 +83,7 @@ def test_authors_checkpoint_gives_the_plain_output():
 
 
 def test_random_paths_change_the_output():
-    """What the tests above compare is not blind to the convolution path."""
+    """The comparison in the tests above detects the convolution path."""
     theirs = plain()
     ours = loaded(theirs.state_dict())
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_without_warm_start_paths_keep_their_start():
 
 
 def test_position_embeddings_are_interpolated():
-    """At the new training size, interpolated once or at every call is the same."""
+    """Interpolating once when loading equals interpolating in every forward pass."""
     checkpoint = authors_checkpoint()
     size = (320, 256)
     x = torch.randn(1, 3, *size).double()
@@ -127,7 +127,7 @@ def test_position_map():
     assert position_map(tokens)[0, 1].tolist() == [[1, 3, 5], [7, 9, 11], [13, 15, 17]]
     with_class = torch.cat([torch.full((1, 1, 2), -1.0), tokens], 1)
     assert torch.equal(position_map(with_class), position_map(tokens))
-    with pytest.raises(ValueError, match='12 tokens is of no square map'):
+    with pytest.raises(ValueError, match='12 tokens does not form a square map'):
         position_map(torch.zeros(1, 12, 2))
 
 

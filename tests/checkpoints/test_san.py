@@ -15,7 +15,7 @@ class _Small(ACmixSAN):
 
 
 class PlainAttention(nn.Module):
-    """Patch-wise self-attention of Zhao et al., CVPR 2020, from the formula."""
+    """Patch-wise self-attention of Zhao et al., CVPR 2020, written from the formula."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainSAN(nn.Module):
-    """The network around it, with the names of the authors' checkpoints."""
+    """Patch-wise SAN with the parameter names of the authors' checkpoints."""
 
     def __init__(self, channels: int = 32) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def test_plain_checkpoint_gives_the_plain_output(plain, size, training):
 
 
 def test_data_parallel_checkpoint(plain):
-    """As the authors' training script writes it."""
+    """The authors' training script writes checkpoints in this form."""
     entries = {f'module.{name}': tensor for name, tensor in plain.state_dict().items()}
     ours = loaded({'state_dict': entries, 'epoch': torch.tensor(100)})
     weight = torch.cat([plain.layer2[1].sam.get_submodule(f'conv{i}').weight for i in (1, 2, 3)])
@@ -144,7 +144,7 @@ def test_without_warm_start_paths_keep_their_start(plain):
 
 def test_pair_wise_checkpoint_is_refused(plain):
     entries = plain.state_dict() | {'layer0.0.sam.conv_p.weight': torch.zeros(2, 2, 1, 1)}
-    with pytest.raises(ValueError, match='pair-wise SAN, ACmixSAN is patch-wise'):
+    with pytest.raises(ValueError, match='pair-wise SAN, but ACmixSAN is patch-wise'):
         _Small(10, base_channels=32).load_state_dict(entries)
 
 

@@ -58,7 +58,7 @@ def test_merging_in_unfold_order_equals_concatenation():
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     x = torch.randn(2, 6, 8, 5)
-    # As Microsoft's code does it.
+    # The order of Microsoft's code.
     patches = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
     expected = reduction(norm(torch.cat(patches, -1)))
 

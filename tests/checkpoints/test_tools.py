@@ -25,7 +25,7 @@ def test_convert(tool, tmp_path, capsys, released, suffix):
     mapped = '  layers.0.blocks.0.attn.rate1 -> stages.0.blocks.0.attn.mix.alpha'
     assert mapped in printed
     assert '  head.weight dropped: classifier head' in printed
-    assert '  layers.0.blocks.0.attn.temperature left out: unknown' in printed
+    assert '  layers.0.blocks.0.attn.temperature not converted: unknown name' in printed
     assert printed[-1] == f'{target}: 159 entries from 159; 2 dropped, 1 unknown'
     assert len(printed) == 2 + len(released | extra)
 
@@ -43,7 +43,7 @@ def test_convert_takes_the_backbone_of_a_detector(tool, tmp_path, capsys, releas
     detector = {f'backbone.{k}': v for k, v in released.items()} | {'neck.w': torch.ones(1)}
     torch.save({'state_dict': detector}, source)
     tool('checkpoints/convert.py').main([str(source), str(target)])
-    assert '  neck.w dropped: not of the backbone' in capsys.readouterr().out.splitlines()
+    assert '  neck.w dropped: not part of the backbone' in capsys.readouterr().out.splitlines()
     checkpoint = read_checkpoint(target)
     assert len(checkpoint['state_dict']) == 159
     assert checkpoint['meta']['backbone'] == 'ACmixSwin'
@@ -57,15 +57,15 @@ class RunsCode:
 @pytest.mark.parametrize(
     ('checkpoint', 'says'),
     [
-        ({'model': {'transformer.wte': torch.ones(1)}}, r'is of no known format .*transformer.wte'),
+        ({'model': {'transformer.wte': torch.ones(1)}}, r'has an unknown format .*transformer.wte'),
         ({'epoch': 3}, 'no state dict in this checkpoint'),
-        ({'model': {'a': RunsCode()}}, 'is refused: it holds eval'),
-        (None, 'no checkpoint .*in.pth'),
+        ({'model': {'a': RunsCode()}}, 'is refused: it contains eval'),
+        (None, 'in.pth does not exist'),
     ],
 )
 @pytest.mark.parametrize('name', ['convert.py', 'publish.py'])
 def test_what_is_no_such_file_writes_nothing(tool, tmp_path, name, checkpoint, says):
-    if name == 'publish.py' and 'known format' in says:
+    if name == 'publish.py' and 'unknown format' in says:
         return  # publishing takes weights of any kind
     source, target = tmp_path / 'in.pth', tmp_path / 'out.pth'
     if checkpoint is not None:

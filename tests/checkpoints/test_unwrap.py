@@ -29,11 +29,14 @@ def test_a_layer_called_module_is_no_wrapper():
 @pytest.mark.parametrize(
     ('checkpoint', 'says'),
     [
-        ({}, 'it holds nothing'),
-        ([1], 'it holds a list'),
-        ({'epoch': 3, 'lr': 0.1}, "entry 'epoch' is a int, not a tensor; it holds 'epoch', 'lr'"),
+        ({}, 'it contains nothing'),
+        ([1], 'it contains a list'),
+        (
+            {'epoch': 3, 'lr': 0.1},
+            "entry 'epoch' is a int, not a tensor; it contains 'epoch', 'lr'",
+        ),
         ({'model': STATE | {'config': 'x'}}, "entry 'config' is a str, not a tensor"),
-        ({str(i): i for i in range(9)}, "it holds '0', '1', '2', '3', '4', ...$"),
+        ({str(i): i for i in range(9)}, "it contains '0', '1', '2', '3', '4', ...$"),
     ],
 )
 def test_refuses_what_holds_none(checkpoint, says):

@@ -108,5 +108,5 @@ def test_message_says_what_where_and_how_to_go_on(tmp_path, monkeypatch):
 
 def test_a_config_can_say_where_its_data_come_from():
     cfg = Config(dict(data_source='ask Bob', val_dataloader=dict(dataset=coco('nowhere'))))
-    with pytest.raises(FileNotFoundError, match='get it: ask Bob'):
+    with pytest.raises(FileNotFoundError, match='get the data: ask Bob'):
         check_data(cfg, 'val')

@@ -44,7 +44,7 @@ def test_data_root_moves_every_path_below_it(config, new):
 
 
 def test_data_root_needs_one_to_move():
-    with pytest.raises(SystemExit, match='no data_root'):
+    with pytest.raises(SystemExit, match=r'data_root=x could replace.*train_dataloader'):
         move_data_root(Config(dict(), filename=None), 'x')
 
 

@@ -12,13 +12,13 @@ FSDP = dict(runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy', sta
 
 
 def job(**parts):
-    """The config of a job of several processes."""
+    """Return the config of a job of several processes."""
     return Config(dict(launcher='pytorch', env_cfg=dict(dist_cfg=dict(backend='nccl')), **parts))
 
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """Loads a config as on a machine with a given device."""
+    """Return a function that loads a config as if the machine had a given device."""
     file = tmp_path / 'config.py'
     file.write_text("env_cfg = dict(dist_cfg=dict(backend='nccl', timeout=9))")
 

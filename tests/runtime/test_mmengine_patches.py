@@ -1,49 +1,22 @@
-"""The workarounds for mmengine."""
+"""The workarounds for mmengine that our tools apply."""
 
 import pickle
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
-from fresh_process import run_python
 from mmengine import _strategy
-from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 
-from acmix_mm import registry
 from acmix_mm.runtime import mmengine_patches as patches
 from acmix_mm.runtime import patch_mmengine
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
-def test_config_inherits_from_installed_libraries(tmp_path, scope):
-    if not find_spec(scope):  # found is enough: without torchvision, mmpretrain isn't importable
-        pytest.skip(f'{scope} is not installed')
-    config = tmp_path / 'config.py'
-    config.write_text(f"_base_ = '{scope}::_base_/default_runtime.py'")
-    assert Config.fromfile(config).default_scope == scope
-
-
-@pytest.mark.parametrize(
-    ('distribution', 'name'),
-    [('onedl-mmsegmentation', 'mmseg'), ('mmsegmentation', 'mmsegmentation')],
-)
-def test_only_the_fork_of_mmseg_is_looked_up_by_its_module(monkeypatch, distribution, name):
-    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
-    monkeypatch.setattr(
-        registry, 'installed_distributions', lambda library: {distribution: '1.2.2'}
-    )
-    registry.register_config_names()
-    assert MODULE2PACKAGE['mmseg'] == name
-
-
 @pytest.fixture
 def upstream_mmengine(monkeypatch):
-    """Has mmengine load checkpoints as upstream's release does: with a plain `torch.load`."""
+    """Let mmengine load checkpoints as upstream's release does, with a plain ``torch.load``."""
 
     def load_from_local(filename, map_location=None):
         return torch.load(filename, map_location=map_location)
@@ -77,7 +50,7 @@ def test_checkpoint_with_logs_loads(tmp_path, upstream_mmengine, logs):
     patches.allow_checkpoint_contents()
     check_loaded(CheckpointLoader.load_checkpoint(path))
     with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
-        torch.load(path)  # nobody else's loading is changed
+        torch.load(path)  # other callers of torch.load see no change
 
 
 @pytest.mark.parametrize('core', [b'core', b'_core'])
@@ -86,7 +59,7 @@ def test_checkpoint_written_with_another_numpy_loads(tmp_path, upstream_mmengine
     torch.save(logs, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     assert content.count(b'core.multiarray\n') >= 2
-    content = content.replace(b'numpy._core.', b'numpy.core.')  # as numpy 1 has it
+    content = content.replace(b'numpy._core.', b'numpy.core.')  # the name in numpy 1
     path.write_bytes(content.replace(b'numpy.core.', b'numpy.' + core + b'.'))
 
     patches.allow_checkpoint_contents()
@@ -100,10 +73,29 @@ def test_loader_that_is_safe_already_is_left_alone(monkeypatch):
     assert CheckpointLoader._schemes == before
 
 
+def passes_by_position(strategy, state_dict):
+    return strategy.to_load(state_dict, strategy.model)
+
+
+def passes_by_name(strategy, state_dict):
+    return strategy.to_load(optim_state_dict=state_dict, model=strategy.model)
+
+
+@pytest.mark.parametrize(
+    ('method', 'replaced'), [(passes_by_position, True), (passes_by_name, False)]
+)
+def test_only_a_method_that_passes_by_position_is_replaced(monkeypatch, method, replaced):
+    monkeypatch.setattr(_strategy.FSDPStrategy, 'load_optim_state_dict', method)
+    patches.resume_sharded_optimizers()
+    assert (_strategy.FSDPStrategy.load_optim_state_dict is not method) == replaced
+
+
 @pytest.fixture
 def patched(monkeypatch):
-    """mmengine with all workarounds, for one test."""
+    """Apply all workarounds to mmengine for one test."""
+    strategy = _strategy.FSDPStrategy
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setattr(strategy, 'load_optim_state_dict', strategy.load_optim_state_dict)
     patch_mmengine()
 
 
@@ -122,6 +114,7 @@ def test_local_safetensors_load(tmp_path, monkeypatch):
     ('address', 'loader'),
     [
         ('s3://bucket/x.safetensors', 'load_from_ceph'),
+        ('http://host/x.safetensors', 'load_from_http'),
         ('https://host/x.safetensors', 'load_from_http'),
         ('openmmlab://x.safetensors', 'load_from_openmmlab'),
         ('x.pth', 'load_from_local'),
@@ -131,33 +124,11 @@ def test_other_addresses_keep_their_loaders(address, loader):
     assert CheckpointLoader._get_checkpoint_loader(address).__name__ == loader
 
 
-def test_patching_twice_is_patching_once(monkeypatch):
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    patch_mmengine()
-    schemes = list(CheckpointLoader._schemes)
+@pytest.mark.usefixtures('patched')
+def test_patching_twice_is_patching_once():
+    schemes = dict(CheckpointLoader._schemes)
     resume = _strategy.FSDPStrategy.load_optim_state_dict
+    assert list(schemes).count(patches._LOCAL_SAFETENSORS) == 1
     patch_mmengine()
-    assert list(CheckpointLoader._schemes) == schemes
+    assert list(CheckpointLoader._schemes) == list(schemes)
     assert _strategy.FSDPStrategy.load_optim_state_dict is resume
-
-
-def test_import_patches_nothing():
-    run_python(
-        """
-from mmengine import _strategy
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import MODELS
-from mmengine.runner import CheckpointLoader, checkpoint
-
-def snapshot():
-    modules = (CheckpointLoader, checkpoint, _strategy, _strategy.FSDPStrategy)
-    return [dict(vars(module)) for module in modules], dict(CheckpointLoader._schemes)
-
-before, packages = snapshot(), dict(MODULE2PACKAGE)
-import acmix_mm
-assert snapshot() == before
-assert MODELS.get('ACmixResNet')
-changed = {name for name in MODULE2PACKAGE if packages.get(name) != MODULE2PACKAGE[name]}
-assert 'acmix_mm' in changed and changed <= {'acmix_mm', 'mmseg'}, changed
-"""
-    )

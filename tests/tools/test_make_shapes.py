@@ -1,4 +1,4 @@
-"""The data set that tools/dataset/make_shapes.py makes."""
+"""The data set that tools/dataset/make_shapes.py generates."""
 
 import json
 

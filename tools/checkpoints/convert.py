@@ -3,9 +3,9 @@
 
     python tools/checkpoints/convert.py IN OUT
 
-IN may be a released ResNet- or Swin-ACmix classifier, or a plain ResNet, Swin, PVT or SAN. Nothing
-in it is run. OUT is a .pth or a .safetensors file. What was renamed, dropped and left out is
-printed. A file that is none of these ends in exit status 1, and nothing is written.
+IN may be a released ResNet- or Swin-ACmix classifier, or a plain ResNet, Swin, PVT or SAN. Code in
+the file is not run. OUT is a .pth or a .safetensors file. The tool prints which entries it renamed,
+dropped and did not convert. For any other file it exits with status 1 and writes nothing.
 """
 
 import sys
@@ -17,7 +17,7 @@ from acmix_mm.version import __version__
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Convert one file."""
+    """Convert one checkpoint file."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='IN')
     parser.add_argument('target', metavar='OUT')
@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     if found is None:
         known = '\n'.join(f'  {fmt.name}' for family in FAMILIES.values() for fmt in family.formats)
         sys.exit(
-            f'{args.source} is of no known format ({len(state_dict)} entries, such as '
-            f'{next(iter(state_dict))!r}); nothing is written. Known are:\n{known}'
+            f'{args.source} has an unknown format ({len(state_dict)} entries, such as '
+            f'{next(iter(state_dict))!r}). Nothing was written. Known formats:\n{known}'
         )
     family, fmt = found
     conversion = fmt.convert(state_dict)
@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     for theirs, reason in conversion.dropped.items():
         print(f'  {theirs} dropped: {reason}')
     for theirs in outside:
-        print(f'  {theirs} dropped: not of the backbone')
+        print(f'  {theirs} dropped: not part of the backbone')
     for theirs in conversion.unknown:
-        print(f'  {theirs} left out: unknown')
+        print(f'  {theirs} not converted: unknown name')
     meta = dict(acmix_mm_version=__version__, backbone=family.name, converted_from=fmt.name)
     target = write_checkpoint(args.target, conversion.state_dict, meta)
     print(

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publish a checkpoint: the weights alone, with a hash in the file's name.
+"""Publish a checkpoint: keep only its weights, and add a hash to the name of the file.
 
     python tools/checkpoints/publish.py IN OUT
 
-IN is a checkpoint of a training run, of which nothing is run. States of optimizer, schedulers and
-logs are left out. OUT, a .pth or a .safetensors file, gets the first 8 hex digits of its SHA-256
-in its name: swin.pth becomes swin-1a2b3c4d.pth.
+IN is a checkpoint of a training run; code in it is not run. The states of optimizer and schedulers
+and the logs are removed. OUT is a .pth or a .safetensors file. The first 8 hex digits of its
+SHA-256 are added to its name: swin.pth becomes swin-1a2b3c4d.pth.
 """
 
 import sys
@@ -17,7 +17,7 @@ from acmix_mm.checkpoints.files import published_meta, read_checkpoint, write_ch
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Publish one file, and return the new one."""
+    """Publish one checkpoint file, and return the path of the new file."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='IN')
     parser.add_argument('target', metavar='OUT')

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that the data of a config is there and can be used.
+"""Check that the data of a config exists and can be used.
 
     python tools/dataset/check.py configs/mask_rcnn_acmix.py [--samples 32] [--cfg-options ...]
 
-Looked at are, for each data set: its files, those that its annotations name included; its classes;
-numbers of images and annotations, against those of COCO, ADE20K, Cityscapes, PASCAL VOC 2012 and
-ImageNet-1k; and a sample of images and annotations, which are decoded. Errors end it with exit code
-1; notes, such as that a data set is not whole, do not.
+For each data set, it checks that all files exist, including those that the annotations name, and
+that the classes fit the config. It compares the numbers of images and annotations with those of
+COCO, ADE20K, Cityscapes, PASCAL VOC 2012 and ImageNet-1k, and decodes a sample of images with their
+annotations. Errors give exit code 1. Notes, for example on incomplete data sets, do not.
 """
 
 import sys
@@ -23,13 +23,13 @@ SPLITS = ('train', 'val', 'test')
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    """The config, the changes to it and the size of the sample."""
-    parser = config_parser('Check that the data of a config is there and can be used.')
+    """Parse the config, the options that change it, and the size of the sample."""
+    parser = config_parser('Check that the data of a config exists and can be used.')
     parser.add_argument(
         '--samples',
         type=int,
         default=32,
-        help='images of each data set to decode, with their annotations (default: 32)',
+        help='number of images to decode from each data set, with annotations (default: 32)',
     )
     return parser.parse_args(argv)
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f'  note: {note}')
         errors += len(report.errors)
     if errors:
-        sys.exit(f'Errors: {errors}.')
+        sys.exit(f'Errors: {errors}. The data cannot be used as it is.')
     print('The data can be used.')
 
 

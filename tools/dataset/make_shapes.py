@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the shapes data set: a small COCO-format data set for demos and tests.
+"""Generate the shapes data set: a small data set in COCO format for demos and tests.
 
     python tools/dataset/make_shapes.py [--out data/shapes]
 
-Every image shows textured discs, squares, triangles and stars which overlap on a textured ground.
-The same images come with instance annotations (COCO JSON) and with semantic maps::
+Every image shows overlapping, textured discs, squares, triangles and stars on a textured
+background. It has instance annotations (COCO JSON) and a semantic map::
 
     data/shapes/annotations/instances_{train,val}.json    visible part of each shape, as RLE
     data/shapes/{train,val}/000001.jpg ...                images
     data/shapes/semantic/{train,val}/000001.png ...       0 = background, then category ids
 
-An image depends on nothing but the seed, its split and its number: the same call makes the same
-files, and a larger set begins with the images of a smaller one.
+An image depends only on the seed, its split and its number. The same command therefore gives the
+same files, and a larger data set begins with the images of a smaller one.
 """
 
 import argparse
@@ -24,22 +24,43 @@ from pycocotools import mask as mask_utils
 
 CLASSES = ('disc', 'square', 'triangle', 'star')
 SPLITS = ('train', 'val')
-MIN_VISIBLE = 0.5  # of a shape, once the shapes in front of it are drawn
+MIN_VISIBLE = 0.5  # visible fraction of a shape, after the shapes in front of it are drawn
 
 
 def outline(kind: str, centre: np.ndarray, radius: float, angle: float) -> np.ndarray:
-    """Polygon (N, 2), in pixels, of one shape in a circle; it stands upright at angle 0."""
+    """Return the polygon of a shape, in pixels.
+
+    Args:
+        kind: One of ``CLASSES``.
+        centre: Centre ``(x, y)`` of the circle through the shape's corners.
+        radius: Radius of the circle.
+        angle: Rotation in radians. The shape is upright at angle 0.
+
+    Returns:
+        np.ndarray: Corners of the polygon, ``(N, 2)``.
+    """
     corners = {'disc': 64, 'square': 4, 'triangle': 3, 'star': 10}[kind]
     radii = np.full(corners, radius)
     if kind == 'star':
         radii[1::2] *= 0.45
-    steps = np.arange(corners) + (0.5 if kind == 'square' else 0)  # a square lies on its side
+    # An upright square has a horizontal side at the top; the other shapes have a corner there.
+    steps = np.arange(corners) + (0.5 if kind == 'square' else 0)
     angles = angle - np.pi / 2 + steps * 2 * np.pi / corners
     return centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: float) -> np.ndarray:
-    """One of four textures that vary around a colour, (size, size, 3) float32."""
+    """Return a random texture: gradient, stripes, checks or clouds.
+
+    Args:
+        rng: Random number generator.
+        size: Height and width of the texture.
+        colour: Mean colour, around which the texture varies.
+        contrast: Largest difference from the mean colour.
+
+    Returns:
+        np.ndarray: The texture, ``(size, size, 3)`` in float32.
+    """
     y, x = np.mgrid[:size, :size].astype(np.float32)
     angle = rng.uniform(0, np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -59,7 +80,7 @@ def texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: f
 
 
 def colour_unlike(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    """A colour that differs from another one clearly."""
+    """Return a random colour that differs clearly from another one."""
     while True:
         colour = rng.uniform(30, 225, 3)
         if np.linalg.norm(colour - other) > 100:
@@ -67,13 +88,19 @@ def colour_unlike(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Draw one image, from the hindmost shape to the foremost.
+    """Draw one image, from the rearmost shape to the foremost.
+
+    A shape that would hide too much of an earlier one, or of which too much is outside the image,
+    is not drawn. So every shape that is drawn is annotated, and every annotated shape is visible.
+
+    Args:
+        rng: Random number generator.
+        size: Height and width of the image.
 
     Returns:
-        The image (size, size, 3) uint8, the map of owners (size, size) with 0 for background and
-        ``i`` for the i-th shape, and the class index of every shape. A shape that would hide too
-        much of an earlier one, or lies too far outside the image, is left out: each shape that is
-        drawn is annotated, and each one that is annotated can be seen.
+        tuple[np.ndarray, np.ndarray, list[int]]: The image, ``(size, size, 3)`` in uint8; the map
+        of shapes, ``(size, size)``, with 0 for the background and ``i`` for the i-th shape; and the
+        class index of every shape.
     """
     ground = rng.uniform(30, 225, 3)
     image = texture(rng, size, ground, contrast=25)
@@ -87,7 +114,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, l
         corners = outline(CLASSES[label], centre, radius, angle)
         mask = cv2.fillPoly(np.zeros_like(owner), [np.rint(corners).astype(np.int32)], 1) > 0
         fill = texture(rng, size, colour_unlike(rng, ground), contrast=40)
-        # The outline's own area, by the shoelace formula: part of it may lie outside the image.
+        # Area of the whole polygon by the shoelace formula; part of it may be outside the image.
         x, y = corners.T
         full = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
         visible = np.bincount(owner[~mask], minlength=len(labels) + 1)[1:]
@@ -102,7 +129,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, l
 
 
 def annotate(owner: np.ndarray, labels: list[int], image_id: int, first_id: int) -> list[dict]:
-    """COCO annotations of one image: mask as RLE, area and box measured on the mask itself."""
+    """Return the COCO annotations of one image, with area and box measured on the mask."""
     annotations = []
     for i, label in enumerate(labels):
         rle = mask_utils.encode(np.asfortranarray(owner == i + 1))
@@ -121,7 +148,7 @@ def annotate(owner: np.ndarray, labels: list[int], image_id: int, first_id: int)
 
 
 def make_split(out: Path, split: str, count: int, size: int, seed: int) -> None:
-    """Write the images, the semantic maps and, last of all, the annotation file of one split."""
+    """Write the images, the semantic maps and, at the end, the annotation file of one split."""
     for folder in (out / split, out / 'semantic' / split, out / 'annotations'):
         folder.mkdir(parents=True, exist_ok=True)
     images: list[dict] = []
@@ -142,13 +169,13 @@ def make_split(out: Path, split: str, count: int, size: int, seed: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make both splits."""
-    parser = argparse.ArgumentParser(description='Make the shapes data set.')
-    parser.add_argument('--out', type=Path, default=Path('data/shapes'), help='folder to write')
+    """Generate both splits."""
+    parser = argparse.ArgumentParser(description='Generate the shapes data set.')
+    parser.add_argument('--out', type=Path, default=Path('data/shapes'), help='output folder')
     parser.add_argument('--train', type=int, default=400, help='number of training images')
     parser.add_argument('--val', type=int, default=100, help='number of validation images')
-    parser.add_argument('--size', type=int, default=256, help='side of an image in pixels')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--size', type=int, default=256, help='height and width of the images')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the random generator')
     args = parser.parse_args(argv)
     for split in SPLITS:
         make_split(args.out, split, getattr(args, split), args.size, args.seed)
