@@ -4,12 +4,14 @@
 The package works without them, only slower; :data:`MISSING` then holds the reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .composed import compose
 
@@ -171,10 +173,28 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
     )
 
 
+def _on_one_device(operator: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a fake implementation refuse tensors of different devices.
+
+    torch calls it instead of the kernel if one of the tensors is on the meta device, and would
+    return its memory, which nobody has written.
+    """
+
+    @wraps(fake)
+    def checked(*args: Any) -> Any:
+        devices = {tensor.device for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
+        if len(devices) > 1:
+            names = ', '.join(sorted(map(str, devices)))
+            raise RuntimeError(f'{operator}: all tensors must be on one device, got {names}')
+        return fake(*args)
+
+    return checked
+
+
 def _register(name: str, *, fake: Any, backward_fake: Any, save: Any, backward: Any) -> None:
     forward_op, backward_op = f'acmix_mm::{name}_forward', f'acmix_mm::{name}_backward'
-    torch.library.register_fake(forward_op, fake)
-    torch.library.register_fake(backward_op, backward_fake)
+    torch.library.register_fake(forward_op, _on_one_device(forward_op, fake))
+    torch.library.register_fake(backward_op, _on_one_device(backward_op, backward_fake))
     torch.library.register_autograd(forward_op, backward, setup_context=save)
     torch.library.register_autograd(backward_op, _no_second_derivative)
 

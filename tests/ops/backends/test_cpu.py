@@ -182,3 +182,23 @@ def test_refuses_other_devices():
     with pytest.raises(RuntimeError, match='must be on the CPU, got meta'):
         neighborhood_attention(q, k, v, 3, backend='cpu')
     assert available_backends('neighborhood_attention')[0] == 'cpu'
+
+
+@needs_kernels
+@pytest.mark.parametrize('name', ['q', 'k', 'v'])
+def test_devices_must_agree(name):
+    """With a tensor of another device torch calls the fake, whose memory nobody has written."""
+    tensors = dict(zip('qkv', torch.zeros(3, 1, 2, 4, 5, 6), strict=True))
+    tensors[name] = tensors[name].to('meta')
+    window = dict(kernel_size=3, stride=1, dilation=1, scale=0.5)
+    says = 'acmix_mm::neighborhood_attention_forward: all tensors must be on one device, got'
+    with pytest.raises(RuntimeError, match=says):
+        torch.ops.acmix_mm.neighborhood_attention_forward(**tensors, **window)
+
+
+@needs_kernels
+def test_devices_of_lists_must_agree():
+    here, away = torch.zeros(1, 1, 4, 5, 6), torch.zeros(1, 1, 4, 5, 6, device='meta')
+    for maps in ([here, away], [away, here]):
+        with pytest.raises(RuntimeError, match='shift_conv_forward: all tensors must be on one'):
+            torch.ops.acmix_mm.shift_conv_forward(maps, torch.zeros(8, 2, 3, 3), 1, 1)
