@@ -1,4 +1,4 @@
-# The front door: Mask R-CNN with a ResNet-50-ACmix backbone, 12 epochs of COCO.
+# A config to start with: Mask R-CNN with a ResNet-50-ACmix backbone, 12 epochs of COCO.
 #
 #   python tools/train.py configs/mask_rcnn_acmix.py
 #   python tools/train.py configs/mask_rcnn_acmix.py --cfg-options data_root=/disk/coco

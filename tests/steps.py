@@ -17,8 +17,8 @@ HEIGHT, WIDTH = 64, 96
 SMALL: dict[str, dict] = dict(
     ACmixResNet=dict(depth=26, zero_init_residual=False),
     ACmixSAN=dict(depth=10),
-    ACmixPVT=dict(num_layers=(1, 1, 1, 1), drop_path_rate=0.0),
-    ACmixSwin=dict(depths=(2, 2, 2, 2), drop_path_rate=0.0),
+    ACmixPVT=dict(arch=None, num_layers=(1, 1, 1, 1), drop_path_rate=0.0),
+    ACmixSwin=dict(arch=None, depths=(2, 2, 2, 2), drop_path_rate=0.0),
 )
 # Upper limits for options of necks and heads that only make a test slow when they are larger:
 # numbers of equal layers, queries, proposals and points, and widths on which no other part depends.

@@ -1,12 +1,17 @@
 """Every config is parsed; every pairing of backbone and heads in them is built and takes a step."""
 
+import inspect
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.hub import get_config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
 from steps import check_weight_decay, train_and_predict
 
 import acmix_mm  # noqa: F401  makes mmengine find the configs of mmseg
@@ -14,7 +19,7 @@ from acmix_mm.preflight.data_paths import dataset_paths, leaf_datasets
 from acmix_mm.preflight.libraries import check_scope
 
 ROOT = Path(__file__).parents[1]
-# Of a backbone, what is not its size.
+# Options of a backbone that do not belong to its size.
 KIND = ('type', 'base_channels', 'dilations', 'out_indices')
 
 
@@ -23,12 +28,40 @@ def pairing(model):
     return str({**model, 'backbone': kind})
 
 
+# Top-level keys that a config may have: arguments of the runner, keys that other tools read, and
+# variables of the upstream configs that ours inherit from. Helper variables of ours are not among
+# them.
+READ_BY_RUNNER = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
+READ_BY_TOOLS = {
+    'custom_imports', 'data_root', 'data_source', 'tta_model', 'vis_backends',
+}  # fmt: skip
+OF_UPSTREAM = {
+    'backbone_norm_cfg', 'backend_args', 'batch_augments', 'bgr_mean', 'bgr_std', 'checkpoint_file',
+    'crop_size', 'dataset_aug', 'dataset_train', 'dataset_type', 'dynamic_intervals', 'embed_multi',
+    'image_size', 'img_ratios', 'interval', 'max_epochs', 'max_iters', 'norm_cfg', 'num_classes',
+    'num_stuff_classes', 'num_things_classes', 'optimizer', 'test_pipeline', 'train_pipeline',
+    'tta_pipeline',
+}  # fmt: skip
+
+# Detection transformers, which train the backbone at a tenth of the learning rate, and their bases.
+TRANSFORMERS = {
+    f'configs/swin_acmix/{name}.py': base
+    for name, base in {
+        'dino-4scale_swin-t-acmix_8xb2-12e_coco': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+        'mask2former_swin-t-acmix_8xb2-lsj-50e_coco': (
+            'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'
+        ),
+        'mask2former_swin-t-acmix_8xb2-160k_ade20k-512x512': (
+            'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
+        ),
+    }.items()
+}
 CONFIGS = {
     str(path.relative_to(ROOT)): Config.fromfile(path)
     for path in sorted((ROOT / 'configs').rglob('*.py'))
     if '_base_' not in path.parts
 }
-# Configs that differ in no more than schedule and size of the backbone share one name: the last.
+# One config for each pairing: the last one of those that differ only in schedule and backbone size.
 PAIRINGS = {pairing(cfg.model): name for name, cfg in CONFIGS.items()}.values()
 
 
@@ -44,6 +77,15 @@ def test_config(name):
     assert 'acmix_mm' in cfg.custom_imports.imports
     assert cfg.default_scope in ('mmdet', 'mmseg', 'mmpretrain')
     assert cfg.model.backbone.type.startswith('ACmix')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_no_helper_variables_stay_in_the_config(name, tmp_path):
+    CONFIGS[name].dump(tmp_path / 'dumped.py')
+    dumped = Config.fromfile(tmp_path / 'dumped.py').to_dict()
+    assert dumped.keys() - READ_BY_RUNNER - READ_BY_TOOLS - OF_UPSTREAM == set()
+    assert dumped.keys() >= {'model', 'train_dataloader', 'optim_wrapper', 'default_scope'}
+    assert '_delete_' not in str(dumped)
 
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if re.search(r'_\d+xb\d+', name)])
@@ -78,11 +120,12 @@ def differences(name, other):
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if '_ms-3x_' in name])
 def test_longer_training_is_the_only_difference(name):
-    changed = {'train_cfg', 'train_dataloader', 'param_scheduler', 'ms_3x'}
+    changed = {'train_cfg', 'train_dataloader', 'train_pipeline', 'param_scheduler'}
     assert differences(name, name.replace('_ms-3x_', '_1x_')) == changed
     assert CONFIGS[name].train_cfg.max_epochs == CONFIGS[name].param_scheduler[-1].end == 36
-    scales = CONFIGS[name].train_dataloader.dataset.pipeline[2].scale
-    assert scales == [(1333, 640), (1333, 800)]
+    pipeline = CONFIGS[name].train_dataloader.dataset.pipeline
+    assert pipeline[2].scale == [(1333, 640), (1333, 800)]
+    assert CONFIGS[name].train_pipeline == pipeline
 
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if '4xb4-80k' in name])
@@ -103,10 +146,11 @@ def test_small_is_tiny_with_another_backbone(name):
     assert differences(name, tiny) == {'model'}
     backbone, other = CONFIGS[name].model.backbone, CONFIGS[tiny].model.backbone
     changed = {key for key in backbone if backbone[key] != other[key]}
-    if 'imagenet' in name:  # from nothing; Swin with another drop path
-        assert changed - {'drop_path_rate'} == {'num_layers' if 'pvt' in name else 'depths'}
+    assert (backbone.arch, other.arch) == ('small', 'tiny')
+    if 'imagenet' in name:  # random initial weights; Swin with another drop path rate
+        assert changed - {'drop_path_rate'} == {'arch'}
         return
-    assert changed == {'num_layers' if 'pvt' in name else 'depths', 'init_cfg'}
+    assert changed == {'arch', 'init_cfg'}
     assert 'small' in backbone.init_cfg.checkpoint
     assert 'tiny' in other.init_cfg.checkpoint
 
@@ -125,7 +169,8 @@ def test_depth_and_start_are_the_only_differences(name, other):
     model, backbone = CONFIGS[name].model, CONFIGS[name].model.backbone
     assert f'{backbone.depth}-acmix' in name
     assert model | dict(backbone=None) == CONFIGS[other].model | dict(backbone=None)
-    start = dict(frozen_stages=-1, init_cfg={}) if 'init_cfg' in backbone else {}  # from nothing
+    # The smaller ResNets start from random weights.
+    start = dict(frozen_stages=-1, init_cfg={}) if 'init_cfg' in backbone else {}
     changed = dict(depth=backbone.depth, **start)
     assert backbone == {**CONFIGS[other].model.backbone, **changed}
 
@@ -142,7 +187,7 @@ def test_backbone_of_full_size_fits_the_rest(name):
 
 @pytest.mark.parametrize('name', PAIRINGS)
 def test_train_and_predict(name):
-    cfg = CONFIGS[name]
+    cfg = deepcopy(CONFIGS[name])
     if cfg.default_scope == 'mmpretrain':
         try:
             check_scope('mmpretrain')
@@ -152,20 +197,36 @@ def test_train_and_predict(name):
     assert losses
     assert all(torch.isfinite(loss).all() for loss in losses.values())
     assert len(predictions) == 2
-    # Everything that is trained has a gradient: DDP ends over what has none.
+    # Everything that is trained has a gradient; a parameter without one is an error in DDP.
     states = optimizer.optimizer.state
     assert not [n for n, p in model.named_parameters() if p.requires_grad and not states.get(p)]
-    # It has reached both paths of every layer. The values may be the same still: in the beginning,
-    # steps of SGD are too small for single precision.
+    # The gradient has reached both paths of every layer. The weights themselves need not have
+    # changed: a step of SGD may be too small for single precision.
     weights = {n: p for n, p in model.backbone.named_parameters() if '.mix.' in n}
     assert len(weights) >= 8
     for weight_name, weight in weights.items():
         state = states[weight]
         assert state.get('exp_avg', state.get('momentum_buffer')) != 0, weight_name
-    # Detection transformers keep upstream's rules for all but the backbone.
-    transformer = any(name in str(cfg.model) for name in ('DINO', 'Mask2Former'))
-    check_weight_decay(model.backbone if transformer else model, optimizer)
-    if transformer:
-        rates = {p: group['lr'] for group in optimizer.param_groups for p in group['params']}
-        slow = optimizer.optimizer.defaults['lr'] / 10
-        assert {rates[p] for p in model.backbone.parameters()} == {slow}
+    check_weight_decay(model.backbone if name in TRANSFORMERS else model, optimizer)
+
+
+@pytest.mark.parametrize(('name', 'upstream'), TRANSFORMERS.items())
+def test_detection_transformers_keep_the_rules_of_their_base_outside_the_backbone(name, upstream):
+    cfg = CONFIGS[name]
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    ours, theirs = (
+        {
+            parameter: (group['lr'], group['weight_decay'])
+            for group in build_optim_wrapper(model, optim_wrapper).optimizer.param_groups
+            for parameter in group['params']
+        }
+        for optim_wrapper in (cfg.optim_wrapper, get_config(upstream).optim_wrapper)
+    )
+    backbone = set(model.backbone.parameters())
+    rest = ours.keys() - backbone
+    assert len(rest) > 200
+    assert {p: ours[p] for p in rest} == {p: theirs[p] for p in rest}
+    lr, decay = (cfg.optim_wrapper.optimizer[option] for option in ('lr', 'weight_decay'))
+    assert {ours[p] for p in backbone} == {(lr * 0.1, decay), (lr * 0.1, 0.0)}

@@ -1,4 +1,9 @@
-"""A project that has nothing of ours but `custom_imports` and `model.backbone`."""
+"""The recipe of the README: a config of mmdet or mmseg with our backbone and optimizer constructor.
+
+Two lines suffice to train. The third keeps weight decay off alpha and beta: without options for
+individual parameters, mmengine's own constructor passes all parameters to the optimizer as one
+group, and nothing in a model or a layer can exempt a parameter from that group's weight decay.
+"""
 
 import subprocess
 import sys
@@ -7,21 +12,63 @@ from pathlib import Path
 import mmdet
 import mmseg
 import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
 from real_images import last_metrics, needs_coco, write_config
 
 UPSTREAM = dict(
     mmdet=f'{mmdet.__path__[0]}/.mim/configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
     mmseg=f'{mmseg.__path__[0]}/.mim/configs/sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py',
 )
-# All that a user writes.
+# The lines that a user writes, without and with the optimizer constructor.
 PROJECTS = {
     library: f"""
 _base_ = {upstream!r}
 custom_imports = dict(imports=['acmix_mm'])
-model = dict(backbone=dict(type='ACmixResNet'))
+model = dict(backbone=dict(type='ACmixResNet', frozen_stages=0))
 """
     for library, upstream in UPSTREAM.items()
 }
+WITH_CONSTRUCTOR = "optim_wrapper = dict(constructor='ACmixOptimWrapperConstructor')"
+
+
+@pytest.mark.parametrize('library', PROJECTS)
+def test_third_line_exempts_alpha_and_beta_and_nothing_else(library, tmp_path):
+    config = tmp_path / 'project.py'
+    config.write_text(PROJECTS[library])
+    two_lines = Config.fromfile(config)
+    config.write_text(PROJECTS[library] + WITH_CONSTRUCTOR)
+    three_lines = Config.fromfile(config)
+    init_default_scope(library)
+    with torch.device('meta'):
+        model = MODELS.build(two_lines.model)
+    before, after = (settings(model, cfg.optim_wrapper) for cfg in (two_lines, three_lines))
+
+    decay = two_lines.optim_wrapper.optimizer.weight_decay
+    exempt = {name for name in before if name.endswith(('mix.alpha', 'mix.beta'))}
+    assert len(exempt) == 2 * 16, 'one layer in each block of ResNet-50, and all are trained'
+    assert decay > 0
+    assert {before[name]['weight_decay'] for name in exempt} == {decay}
+    assert after == {
+        name: options | (dict(weight_decay=0.0) if name in exempt else {})
+        for name, options in before.items()
+    }
+
+
+def settings(model, optim_wrapper):
+    """Build an optimizer, and return the settings of each parameter by its name."""
+    groups = build_optim_wrapper(model, optim_wrapper).optimizer.param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: {key: value for key, value in group.items() if key != 'params'}
+        for group in groups
+        for parameter in group['params']
+        if parameter.requires_grad  # a group of all parameters contains frozen ones, too
+    }
+
+
 # In a process of its own, which knows of acmix_mm through the config alone.
 CODE = """
 import sys

@@ -18,14 +18,14 @@ from acmix_mm.preflight.libraries import check_scope
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 RECIPES = [
-    # config, optimizer, learning rate, decay, images a step, epochs, warm-up, drop path
+    # config, optimizer, learning rate, weight decay, images per step, epochs, warm-up, drop path
     ('resnet50-acmix_8xb16', 'SGD', 0.1, 1e-4, 128, 90, 5, 0.0),
     ('san10-acmix_8xb32', 'SGD', 0.1, 1e-4, 256, 100, 0, 0.0),
     ('pvt-t-acmix_8xb128', 'AdamW', 1e-3, 0.05, 1024, 300, 5, 0.1),
     ('swin-t-acmix_8xb128', 'AdamW', 1e-3, 0.05, 1024, 300, 20, 0.2),
     ('swin-s-acmix_8xb128', 'AdamW', 1e-3, 0.05, 1024, 300, 20, 0.3),
 ]
-# Of each family, the recipe and a config that starts from its checkpoint.
+# For each family, the recipe and a config that can start from its checkpoint.
 HANDED_ON = {
     'resnet50-acmix_8xb16': 'resnet_acmix/mask-rcnn_resnet50-acmix_fpn_1x_coco.py',
     'resnet26-acmix_8xb16': 'resnet_acmix/retinanet_resnet26-acmix_fpn_1x_coco.py',
@@ -55,7 +55,7 @@ def test_recipe(name, optimizer, lr, decay, images, epochs, warm_up, drop_path):
     assert cosine.get('end', epochs) == epochs
     assert cfg.model.backbone.get('drop_path_rate', 0.0) == drop_path
     assert cfg.model.head.loss.label_smooth_val == 0.1
-    # From nothing, and with norms in training.
+    # The weights are random at first, and the norms are trained.
     assert cfg.model.backbone.get('init_cfg') is None
     assert cfg.model.backbone.get('norm_eval', False) is False
 
@@ -73,8 +73,8 @@ def test_weight_decay(name):
 @pytest.mark.parametrize(('name', 'other'), HANDED_ON.items())
 def test_checkpoint_of_a_classifier_is_taken_as_it_is(tmp_path, name, other):
     cfg = recipe(name).model.backbone
-    size = SMALL[cfg.type]
-    classifier = nn.ModuleDict(dict(backbone=MODELS.build(cfg | size), head=nn.Linear(2, 2)))
+    backbone = MODELS.build(cfg | SMALL[cfg.type])
+    classifier = nn.ModuleDict(dict(backbone=backbone, head=nn.Linear(2, 2)))
     for tensor in classifier.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_()
@@ -84,7 +84,7 @@ def test_checkpoint_of_a_classifier_is_taken_as_it_is(tmp_path, name, other):
     detector = Config.fromfile(CONFIGS / other)
     start = dict(type='Pretrained', checkpoint=str(file))  # as --cfg-options sets it
     detector.merge_from_dict({f'model.backbone.init_cfg.{k}': v for k, v in start.items()})
-    backbone = MODELS.build(detector.model.backbone | size)
+    backbone = MODELS.build(detector.model.backbone | SMALL[detector.model.backbone.type])
     backbone.init_weights()
     loaded = backbone.state_dict()
     for entry, tensor in classifier.backbone.state_dict().items():

@@ -1,4 +1,4 @@
-# A narrow Mask R-CNN that learns 8 images of COCO by heart: a check on real data, for a CPU.
+# A narrow Mask R-CNN that overfits 8 images of COCO: a test with real data that runs on a CPU.
 #
 #   python tools/train.py configs/demo/mask-rcnn_resnet26-acmix_fpn_coco-overfit.py \
 #       --cfg-options data_root=/disk/coco
@@ -7,10 +7,10 @@ _base_ = [
     'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',
-    '../_base_/acmix.py',
 ]
 
-scale = (256, 256)
+custom_imports = dict(imports=['acmix_mm'])
+
 images = dict(
     type='CocoDataset',
     data_root='data/coco/',
@@ -23,7 +23,7 @@ images = dict(
         dict(type='Resize', scale=(256, 256), keep_ratio=True),
         dict(
             type='PackDetInputs',
-            # `instances` is the truth in the image's own pixels, which CocoMetric asks for.
+            # CocoMetric reads `instances`, the ground truth in pixels of the original image.
             meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances'),
         ),
     ],
@@ -39,12 +39,14 @@ val_dataloader = dict(
     dataset=dict(_delete_=True, test_mode=True, **images),
 )
 test_dataloader = val_dataloader
-# Without an annotation file, CocoMetric takes as truth what comes with the images: those of the 8.
+# Without an annotation file, CocoMetric takes the ground truth from the images' `instances`, which
+# are those of the 8 images.
 val_evaluator = dict(ann_file=None)
 test_evaluator = val_evaluator
 
 max_epochs = 10
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)
+# There is no weight decay, so no parameter has to be exempt from it as in ../_base_/acmix.py.
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-3, weight_decay=0.0),
     clip_grad=dict(max_norm=10.0),
@@ -55,3 +57,4 @@ param_scheduler = [
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
 randomness = dict(seed=0)
+del images, max_epochs  # otherwise mmengine keeps them as keys of the config

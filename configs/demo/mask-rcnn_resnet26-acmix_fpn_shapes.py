@@ -1,7 +1,7 @@
-# Mask R-CNN with a narrow ResNet-26-ACmix on generated shapes: minutes on two CPU cores.
+# Mask R-CNN with a narrow ResNet-26-ACmix on generated shapes, in minutes on two CPU cores.
 #
 #   make demo
-# or, step by step:
+# or, step by step,
 #   python tools/dataset/make_shapes.py
 #   python tools/train.py configs/demo/mask-rcnn_resnet26-acmix_fpn_shapes.py
 _base_ = [
@@ -12,7 +12,7 @@ _base_ = [
     '../_base_/acmix.py',
 ]
 
-# Shapes are about as wide as high, and none is large.
+# Shapes are about as wide as high, so one anchor ratio is enough, and none is large.
 model = dict(
     neck=dict(num_outs=4),
     rpn_head=dict(anchor_generator=dict(scales=[6], ratios=[1.0], strides=[4, 8, 16, 32])),
@@ -22,8 +22,8 @@ model = dict(
 max_epochs = 20
 train_cfg = dict(max_epochs=max_epochs, val_interval=5)
 optim_wrapper = dict(
+    _base_.pop('no_decay'),
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-3, weight_decay=0.05),
-    paramwise_cfg={{_base_.paramwise_cfg}},
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
@@ -39,3 +39,4 @@ default_hooks = dict(
 )
 auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)
+del max_epochs  # otherwise mmengine keeps it as a key of the config

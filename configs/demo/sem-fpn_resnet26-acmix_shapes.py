@@ -1,4 +1,4 @@
-# Semantic FPN with a narrow ResNet-26-ACmix on generated shapes: minutes on a CPU.
+# Semantic FPN with a narrow ResNet-26-ACmix on generated shapes, in minutes on a CPU.
 #
 #   python tools/dataset/make_shapes.py
 #   python tools/train.py configs/demo/sem-fpn_resnet26-acmix_shapes.py
@@ -24,9 +24,10 @@ model = dict(
 max_iters = 300
 train_cfg = dict(max_iters=max_iters, val_interval=100)
 optim_wrapper = dict(
+    _base_.pop('no_decay'),
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-3, weight_decay=0.05),
-    paramwise_cfg={{_base_.paramwise_cfg}},
 )
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=max_iters, by_epoch=False)]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=100, max_keep_ckpts=1))
 randomness = dict(seed=0)
+del channels, max_iters  # otherwise mmengine keeps them as keys of the config

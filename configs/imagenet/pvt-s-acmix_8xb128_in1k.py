@@ -3,4 +3,4 @@
 #   python tools/train.py configs/imagenet/pvt-s-acmix_8xb128_in1k.py
 _base_ = './pvt-t-acmix_8xb128_in1k.py'
 
-model = dict(backbone=dict(num_layers=_base_.pvt_small.num_layers))
+model = dict(backbone=dict(arch='small'))

@@ -2,14 +2,15 @@
 #
 #   python tools/train.py configs/imagenet/pvt-t-acmix_8xb128_in1k.py
 #
-# Recipe of PVT's release, https://github.com/whai362/PVT, classification/main.py: DeiT's. Its class
-# token and last norm are left out, as in docs/model_zoo.md.
-_base_ = ['../_base_/imagenet/transformer.py', '../_base_/backbones/pvt.py']
+# The recipe of PVT's release (https://github.com/whai362/PVT, classification/main.py), which is
+# DeiT's. The class token and the last norm of PVT are left out, as in docs/model_zoo.md.
+_base_ = '../_base_/imagenet/transformer.py'
 
 model = dict(
-    backbone=dict(_delete_=True, **_base_.pvt_tiny)
-    | dict(out_indices=(3,), drop_path_rate=0.1, init_cfg=None),
-    head=dict(in_channels=_base_.pvt_channels[-1]),
+    backbone=dict(
+        _delete_=True, type='ACmixPVT', arch='tiny', out_indices=(3,), drop_path_rate=0.1
+    ),
+    head=dict(in_channels=512),
 )
 train_dataloader = dict(sampler=dict(type='RepeatAugSampler'))
 param_scheduler = [

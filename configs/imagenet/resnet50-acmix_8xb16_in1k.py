@@ -2,8 +2,9 @@
 #
 #   python tools/train.py configs/imagenet/resnet50-acmix_8xb16_in1k.py
 #
-# Recipe of the authors' release, https://github.com/LeapLabTHU/ACmix, ResNet/main.py, with the 128
-# images a step of its README; there everything decays, here what _base_/acmix.py names does not.
+# The recipe of the authors' release (https://github.com/LeapLabTHU/ACmix, ResNet/main.py), with 128
+# images per step as in its README. In the release all parameters decay; here, those that
+# _base_/acmix.py names do not.
 _base_ = [
     '../_base_/imagenet/classifier.py',
     'mmpretrain::_base_/datasets/imagenet_bs32_pil_resize.py',
@@ -21,7 +22,7 @@ model = dict(
     ),
 )
 train_dataloader = dict(batch_size=16)
-optim_wrapper = dict(paramwise_cfg=_base_.paramwise_cfg)
+optim_wrapper = _base_.pop('no_decay')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.25, begin=0, end=5, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=5, end=90, convert_to_iter_based=True),

@@ -3,4 +3,4 @@
 #   python tools/train.py configs/imagenet/swin-s-acmix_8xb128_in1k.py
 _base_ = './swin-t-acmix_8xb128_in1k.py'
 
-model = dict(backbone=dict(depths=_base_.swin_small.depths, drop_path_rate=0.3))
+model = dict(backbone=dict(arch='small', drop_path_rate=0.3))

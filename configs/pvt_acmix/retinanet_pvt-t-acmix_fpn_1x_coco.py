@@ -2,7 +2,7 @@
 #
 #   python tools/train.py configs/pvt_acmix/retinanet_pvt-t-acmix_fpn_1x_coco.py
 #
-# Learning rate and weight decay of PVT's release.
+# Learning rate and weight decay are those of PVT's release.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
@@ -12,7 +12,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(_delete_=True, **_base_.pvt_tiny),
-    neck=dict(in_channels=_base_.pvt_channels),
+    backbone=dict(_base_.pop('pvt').tiny, _delete_=True),
+    neck=dict(in_channels=[64, 128, 320, 512]),
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=1e-4))

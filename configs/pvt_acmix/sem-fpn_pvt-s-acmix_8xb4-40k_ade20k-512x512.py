@@ -1,6 +1,6 @@
 # Semantic FPN, PVT-S-ACmix, 40k iterations of ADE20K.
 #
 #   python tools/train.py configs/pvt_acmix/sem-fpn_pvt-s-acmix_8xb4-40k_ade20k-512x512.py
-_base_ = './sem-fpn_pvt-t-acmix_8xb4-40k_ade20k-512x512.py'
+_base_ = ['./sem-fpn_pvt-t-acmix_8xb4-40k_ade20k-512x512.py', '../_base_/backbones/pvt.py']
 
-model = dict(backbone=_base_.pvt_small)
+model = dict(backbone=_base_.pop('pvt').small)

@@ -2,7 +2,8 @@
 #
 #   python tools/train.py configs/pvt_acmix/sem-fpn_pvt-t-acmix_8xb4-40k_ade20k-512x512.py
 #
-# Optimizer and schedule of PVT's release: twice the batch and learning rate of 80k iterations.
+# The optimizer and schedule of PVT's release. Batch and learning rate are twice those of 80k
+# iterations.
 _base_ = './sem-fpn_pvt-t-acmix_4xb4-80k_ade20k-512x512.py'
 
 train_cfg = dict(max_iters=40000, val_interval=4000)

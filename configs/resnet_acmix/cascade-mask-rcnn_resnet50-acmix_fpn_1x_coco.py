@@ -10,5 +10,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(_delete_=True, **_base_.resnet50),
+    backbone=dict(_base_.pop('resnet50'), _delete_=True),
 )

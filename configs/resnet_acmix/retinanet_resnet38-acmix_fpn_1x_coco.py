@@ -2,8 +2,8 @@
 #
 #   python tools/train.py configs/resnet_acmix/retinanet_resnet38-acmix_fpn_1x_coco.py
 #
-# No ImageNet weights of ResNet-38 were released, plain or ACmix: it starts from nothing. To
-# start from a checkpoint of configs/imagenet/, add
+# No ImageNet weights of ResNet-38 were released, neither of the plain network nor with ACmix, so it
+# starts from random weights. To start from a checkpoint of configs/imagenet/, add
 #     --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
 _base_ = './retinanet_resnet50-acmix_fpn_1x_coco.py'
 

@@ -13,7 +13,7 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     pretrained=None,
-    backbone=dict(_delete_=True, **_base_.resnet50),
+    backbone=dict(_base_.pop('resnet50'), _delete_=True),
     decode_head=dict(num_classes=150),
 )
-optim_wrapper = dict(paramwise_cfg=_base_.paramwise_cfg)
+optim_wrapper = _base_.pop('no_decay')

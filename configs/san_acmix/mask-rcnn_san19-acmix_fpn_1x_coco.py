@@ -10,5 +10,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(_delete_=True, **_base_.san10) | dict(depth=19),
+    backbone=dict(_base_.pop('san10'), _delete_=True, depth=19),
 )

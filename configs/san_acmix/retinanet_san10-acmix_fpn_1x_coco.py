@@ -10,6 +10,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(_delete_=True, **_base_.san10),
+    backbone=dict(_base_.pop('san10'), _delete_=True),
 )
 optim_wrapper = dict(optimizer=dict(lr=0.01))

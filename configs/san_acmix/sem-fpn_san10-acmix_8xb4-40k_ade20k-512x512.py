@@ -2,7 +2,7 @@
 #
 #   python tools/train.py configs/san_acmix/sem-fpn_san10-acmix_8xb4-40k_ade20k-512x512.py
 #
-# Twice the batch and learning rate of 80k iterations, as in PVT's release.
+# Batch and learning rate are twice those of 80k iterations, as in PVT's release.
 _base_ = './sem-fpn_san10-acmix_4xb4-80k_ade20k-512x512.py'
 
 train_cfg = dict(max_iters=40000, val_interval=4000)

@@ -2,8 +2,9 @@
 #
 #   python tools/train.py configs/swin_acmix/cascade-mask-rcnn_swin-t-acmix_fpn_1x_coco.py
 #
-# mmdet has no Swin of this kind: the heads are those of its Cascade Mask R-CNN, the optimizer and
-# warm-up those of its Swins. Swin's release has other box heads (4 convolutions, SyncBN, GIoU).
+# mmdet has no Cascade Mask R-CNN with Swin. The heads are those of its Cascade Mask R-CNN with
+# ResNet, and the optimizer and warm-up those of its Mask R-CNN with Swin. Swin's release has other
+# box heads (4 convolutions, SyncBN, GIoU).
 _base_ = [
     'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
@@ -13,6 +14,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(_delete_=True, **_base_.swin_tiny),
-    neck=dict(in_channels=_base_.swin_channels),
+    backbone=dict(_base_.pop('swin').tiny, _delete_=True),
+    neck=dict(in_channels=[96, 192, 384, 768]),
 )

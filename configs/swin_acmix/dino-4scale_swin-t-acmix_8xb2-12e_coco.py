@@ -3,13 +3,13 @@
 #   python tools/train.py configs/swin_acmix/dino-4scale_swin-t-acmix_8xb2-12e_coco.py
 _base_ = [
     'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
-    '../_base_/acmix.py',
     '../_base_/backbones/swin.py',
-    '../_base_/schedules/slow_swin_tiny.py',
+    '../_base_/schedules/slow_backbone.py',
 ]
 
+custom_imports = dict(imports=['acmix_mm'])
 model = dict(
-    backbone=dict(_delete_=True, out_indices=(1, 2, 3), **_base_.swin_tiny),
-    neck=dict(in_channels=_base_.swin_channels[1:]),
+    backbone=dict(_base_.pop('swin').tiny, _delete_=True, out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[192, 384, 768]),
 )
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.slow_swin_tiny))
+optim_wrapper = _base_.pop('slow_backbone')

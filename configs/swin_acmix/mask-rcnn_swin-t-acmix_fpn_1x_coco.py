@@ -10,6 +10,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(_delete_=True, **_base_.swin_tiny),
-    neck=dict(in_channels=_base_.swin_channels),
+    backbone=dict(_base_.pop('swin').tiny, _delete_=True),
+    neck=dict(in_channels=[96, 192, 384, 768]),
 )

@@ -4,12 +4,13 @@
 _base_ = [
     'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
     '../_base_/backbones/swin.py',
-    '../_base_/schedules/slow_swin_tiny.py',
+    '../_base_/schedules/slow_backbone.py',
 ]
 
+# Mask2Former of mmseg takes its heads from mmdet.
 custom_imports = dict(imports=['mmdet.models', 'acmix_mm'])
 model = dict(
-    backbone=dict(_delete_=True, **_base_.swin_tiny) | dict(drop_path_rate=0.3),
-    decode_head=dict(in_channels=_base_.swin_channels),
+    backbone=dict(_base_.pop('swin').tiny, _delete_=True, drop_path_rate=0.3),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
 )
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.slow_swin_tiny))
+optim_wrapper = _base_.pop('slow_backbone')

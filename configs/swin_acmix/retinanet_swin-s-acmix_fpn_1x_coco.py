@@ -1,6 +1,6 @@
 # RetinaNet, Swin-S-ACmix, FPN, 12 epochs of COCO.
 #
 #   python tools/train.py configs/swin_acmix/retinanet_swin-s-acmix_fpn_1x_coco.py
-_base_ = './retinanet_swin-t-acmix_fpn_1x_coco.py'
+_base_ = ['./retinanet_swin-t-acmix_fpn_1x_coco.py', '../_base_/backbones/swin.py']
 
-model = dict(backbone=_base_.swin_small)
+model = dict(backbone=_base_.pop('swin').small)

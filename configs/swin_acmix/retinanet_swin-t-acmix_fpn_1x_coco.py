@@ -9,8 +9,9 @@ _base_ = [
     '../_base_/backbones/swin.py',
 ]
 
-# RetinaNet leaves out the first output, whose norm would be without a gradient: DDP ends over that.
+# mmdet's RetinaNet does not use the first output (start_level=1). The norm of that output would get
+# no gradient, which is an error in DDP, so the backbone does not return it.
 model = dict(
-    backbone=dict(_delete_=True, out_indices=(1, 2, 3), **_base_.swin_tiny),
-    neck=dict(in_channels=_base_.swin_channels[1:], start_level=0),
+    backbone=dict(_base_.pop('swin').tiny, _delete_=True, out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[192, 384, 768], start_level=0),
 )

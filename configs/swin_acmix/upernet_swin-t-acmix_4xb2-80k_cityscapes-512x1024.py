@@ -2,7 +2,8 @@
 #
 #   python tools/train.py configs/swin_acmix/upernet_swin-t-acmix_4xb2-80k_cityscapes-512x1024.py
 #
-# mmseg has no UPerNet with Swin on Cityscapes. Optimizer and warm-up: those of its Swins on ADE20K.
+# mmseg has no UPerNet with Swin on Cityscapes. Optimizer and warm-up are those of its
+# UPerNets with Swin on ADE20K.
 _base_ = [
     'mmseg::_base_/models/upernet_swin.py',
     'mmseg::_base_/datasets/cityscapes.py',
@@ -15,11 +16,11 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(size=(512, 1024)),
     pretrained=None,
-    backbone=dict(_delete_=True, **_base_.swin_tiny) | dict(drop_path_rate=0.3),
+    backbone=dict(_base_.pop('swin').tiny, _delete_=True, drop_path_rate=0.3),
 )
 optim_wrapper = dict(
+    _base_.pop('no_decay'),
     optimizer=dict(_delete_=True, type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    paramwise_cfg=_base_.paramwise_cfg,
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),

@@ -7,5 +7,5 @@ _base_ = [
     '../_base_/backbones/swin.py',
 ]
 
-model = dict(backbone=dict(_delete_=True, **_base_.swin_tiny) | dict(drop_path_rate=0.3))
-optim_wrapper = dict(paramwise_cfg=_base_.paramwise_cfg)
+model = dict(backbone=dict(_base_.pop('swin').tiny, _delete_=True, drop_path_rate=0.3))
+optim_wrapper = _base_.pop('no_decay')

@@ -2,7 +2,7 @@
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 
 data_root = 'data/shapes/'
-data_source = 'python tools/dataset/make_shapes.py'  # what to do if it is missing
+data_source = 'python tools/dataset/make_shapes.py'  # the command shown if the data is missing
 metainfo = dict(
     classes=('disc', 'square', 'triangle', 'star'),
     palette=[(220, 20, 60), (0, 130, 200), (245, 180, 40), (60, 180, 75)],
@@ -48,3 +48,4 @@ test_dataloader = val_dataloader
 
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
+del metainfo  # otherwise mmengine keeps it as a key of the config

@@ -1,7 +1,7 @@
 # The shapes data set (tools/dataset/make_shapes.py) as semantic maps, at 128x128.
 dataset_type = 'BaseSegDataset'
 data_root = 'data/shapes/'
-data_source = 'python tools/dataset/make_shapes.py'  # what to do if it is missing
+data_source = 'python tools/dataset/make_shapes.py'  # the command shown if the data is missing
 metainfo = dict(
     classes=('background', 'disc', 'square', 'triangle', 'star'),
     palette=[[40, 40, 40], [220, 20, 60], [0, 130, 200], [245, 180, 40], [60, 180, 75]],
@@ -50,3 +50,4 @@ test_dataloader = val_dataloader
 
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
+del metainfo  # otherwise mmengine keeps it as a key of the config

@@ -1,4 +1,4 @@
-# What every ImageNet config shares.
+# Settings that all ImageNet configs share.
 _base_ = [
     'mmpretrain::_base_/models/resnet50.py',
     'mmpretrain::_base_/default_runtime.py',
@@ -6,6 +6,9 @@ _base_ = [
 ]
 
 data_root = 'data/imagenet'
-label_smoothing = dict(_delete_=True, type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
-model = dict(head=dict(loss=label_smoothing))
+model = dict(
+    head=dict(
+        loss=dict(_delete_=True, type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
+    )
+)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

@@ -1,6 +1,6 @@
-# 300 epochs of ImageNet with AdamW, for the transformers.
+# 300 epochs of ImageNet with AdamW, for PVT and Swin.
 #
-# Augmentation, optimizer and schedule are those of mmpretrain's Swin, which Swin has from DeiT.
+# Augmentation, optimizer and schedule are those of Swin in mmpretrain, which are based on DeiT's.
 _base_ = [
     './classifier.py',
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
@@ -12,4 +12,4 @@ model = dict(
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
 )
 train_dataloader = dict(batch_size=128)
-optim_wrapper = dict(paramwise_cfg=_base_.paramwise_cfg)
+optim_wrapper = _base_.pop('no_decay')

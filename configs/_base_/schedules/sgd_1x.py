@@ -1,4 +1,4 @@
-# 12 epochs of COCO with SGD, for the convolutional networks.
+# 12 epochs of COCO with SGD, for ResNet and SAN.
 _base_ = ['mmdet::_base_/schedules/schedule_1x.py', '../acmix.py']
 
-optim_wrapper = dict(paramwise_cfg=_base_.paramwise_cfg)
+optim_wrapper = _base_.pop('no_decay')

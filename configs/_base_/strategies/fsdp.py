@@ -1,9 +1,10 @@
-# Parameters, gradients and optimizer states sharded over processes (torch's FSDP). A config with
+# Training with torch's FSDP, which shards parameters, gradients and optimizer states over
+# processes. To use it, write a config with
 #
 #   _base_ = ['./mask_rcnn_acmix.py', './_base_/strategies/fsdp.py']
 #
-# is the first with FSDP, to be started by tools/dist_train.sh. Checkpoints are whole, and load with
-# and without FSDP.
+# and start it with tools/dist_train.sh. Checkpoints contain the whole model, and load with and
+# without FSDP.
 runner_type = 'FlexibleRunner'
 strategy = dict(
     type='FSDPStrategy',
