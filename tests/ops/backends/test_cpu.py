@@ -4,6 +4,7 @@ import pytest
 import torch
 from fresh_process import run_python
 from torch import Tensor
+from versions import needs_opcheck
 
 from acmix_mm.ops import available_backends, neighborhood_attention, shift_conv
 from acmix_mm.ops.backends import cpu
@@ -63,6 +64,7 @@ def test_conv_gradients_equal_differences(size, window):
     )
 
 
+@needs_opcheck
 @needs_kernels
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
 def test_registration(dtype):
@@ -81,6 +83,7 @@ def test_registration(dtype):
     )
 
 
+@needs_opcheck
 @needs_kernels
 @pytest.mark.parametrize('stride', [1, 2])
 def test_conv_registration(stride):
@@ -143,14 +146,29 @@ def test_cannot_be_differentiated_twice():
 
 
 @needs_kernels
-def test_nan_stays_nan():
+@pytest.mark.parametrize('bits', [0x7FC00000, 0x7FC00001, 0x7F800001, 0x7FC00155, 0x7FFFFFFF, -1])
+@pytest.mark.parametrize('which', range(3), ids='qkv')
+def test_nan_stays_nan(which, bits):
     tensors = inputs(dtype=torch.float32)
     with torch.no_grad():
-        tensors[1][0, 0, 0, 2, 2] = torch.nan
+        tensors[which][0, 0, 0, 2, 2] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
     out = neighborhood_attention(*tensors, 3, backend='cpu')
     expected = neighborhood_attention(*tensors, 3, backend='reference')
     assert torch.equal(out.isnan(), expected.isnan())
     assert out.isnan().any()
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ('which', 'magnitude'), [(0, 1e6), (0, 1e37), (1, 1e6), (1, 1e37), (2, 1e6), (2, 2e38)]
+)
+def test_large_numbers_do_not_overflow(which, magnitude):
+    tensors = [tensor.detach().clamp(-1, 1) for tensor in inputs(dtype=torch.float32)]
+    tensors[which] *= magnitude
+    out = neighborhood_attention(*tensors, 3, backend='cpu')
+    doubles = [tensor.double() for tensor in tensors]
+    expected = neighborhood_attention(*doubles, 3, backend='reference')
+    torch.testing.assert_close(out.double(), expected, atol=1e-6 * expected.abs().max(), rtol=0)
 
 
 @needs_kernels

@@ -338,6 +338,9 @@ class ForwardBand : AttentionBand<T> {
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) top[i] = maximum<T>(load(weights_ + i * row + j), top[i]);
     }
+    // Weights that sum to at most 1: their products with the largest numbers must not overflow.
+    const T headroom = std::ceil(std::log2(T(positions_)));
+    for (int i = 0; i < R; ++i) top[i] += headroom;
     for (int64_t j = 0; j < row; j += lanes) {
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) {

@@ -68,7 +68,9 @@ INLINE Vec<float> exp2(Vec<float> x) {
   p = p * f + 0.24022242426872253f;
   p = p * f + 0.6931470036506653f;
   p = p * f + 1.0f;
-  return (Vec<float>)((Bits)p + ((Bits)shifted << 23));
+  // The product keeps every NaN one, whatever its bits; a sum of the bits would not.
+  constexpr uint32_t one = 0x3f800000;
+  return p * (Vec<float>)(((Bits)shifted << 23) + one);
 }
 
 INLINE Vec<double> exp2(Vec<double> x) {
