@@ -2,12 +2,15 @@
 
 PYTHON_BIN := .venv/bin/python
 ARGS ?=
+# Those that depend on the versions of torch and of the OpenMMLab libraries.
+CLASSIC_TESTS := $(addprefix tests/,ops layers backbones checkpoints test_complexity.py test_imports.py test_setup.py \
+    test_existing_project.py test_configs.py test_tools.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-classic lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # exec, so that what ends make ends the script and what it has started.
 install: ## set up .venv with the whole stack (PYTHON=... chooses the Python)
@@ -19,6 +22,10 @@ demo: install ## train, evaluate and draw Mask R-CNN with an ACmix backbone on g
 test: install ## run the test suite (ARGS="-k swin" passes options to pytest)
 	@$(PYTHON_BIN) -m pytest $(ARGS)
 
+test-classic: ## run the tests with torch 2.1 and the last releases of upstream, in .venv-classic
+	@PYTHON='$(PYTHON)' ACMIX_BUILD_KERNELS=1 exec bash requirements/install.sh classic
+	@cd .venv-classic/checkout && ../bin/python -m pytest $(CLASSIC_TESTS) $(ARGS)
+
 lint: install ## check style, format and types
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m ruff format --check .
@@ -26,4 +33,4 @@ lint: install ## check style, format and types
 	@$(dir $(PYTHON_BIN))clang-format --dry-run -Werror $$(find acmix_mm/ops/csrc -name '*.cpp' -o -name '*.h')
 
 clean: ## remove .venv and the caches; the compiled mmcv stays in the user's cache
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage build dist *.egg-info acmix_mm/.mim acmix_mm/ops/*.so
+	rm -rf .venv .venv-classic .pytest_cache .mypy_cache .ruff_cache .coverage build dist *.egg-info acmix_mm/.mim acmix_mm/ops/*.so

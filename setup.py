@@ -115,6 +115,7 @@ def skip_kernels(reason: str) -> dict:
 kernels = build_kernels()
 
 setup(
+    license='Apache-2.0',
     ext_modules=kernels.get('ext_modules', []),
     cmdclass={'build_py': BuildWithConfigs, **kernels.get('cmdclass', {})},
 )

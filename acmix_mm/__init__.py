@@ -26,4 +26,5 @@ if find_spec('mmengine') is not None:
     from .layers import acmix_conv  # noqa: F401  registers dict(type='ACmix')
 
     registry.register_config_names()
+    registry.register_scope()
     __all__ += ['backbones', 'optim']

@@ -212,7 +212,6 @@ _FORMULAS: dict[Callable, Callable[..., tuple[int, Sequence[int]]]] = {
     neighborhood_aggregation: _aggregation,
     shift_conv: _shift_conv,
 }
-# torch 2.13 has formulas for the attention kernels of GPUs only.
-_UNKNOWN_TO_TORCH = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu,
-}
+# torch 2.13 has formulas for the attention kernels of GPUs only. torch 2.1 has no other kernels.
+_KERNEL_ON_CPU = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
+_UNKNOWN_TO_TORCH = {_KERNEL_ON_CPU: _attention_on_cpu} if _KERNEL_ON_CPU else {}

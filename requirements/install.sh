@@ -4,9 +4,14 @@
 # Usage:
 #     make install                       # or: bash requirements/install.sh
 #     make install PYTHON=python3.12     # with a Python of your choice
+#     bash requirements/install.sh classic
 #
 # A second run finds nothing to do and takes no time; an interrupted one is simply run again.
 # The versions stand in requirements/pins.txt. On a machine with CUDA, mmcv's CUDA ops are compiled.
+#
+# `classic` sets up .venv-classic with the oldest supported torch and upstream's libraries, whose
+# versions stand in requirements/classic.txt, and with a copy of the checkout in
+# .venv-classic/checkout: kernels compiled for two versions of torch cannot share a folder.
 #
 # Environment variables:
 #     ACMIX_WHEEL_CACHE      where the compiled mmcv is kept (~/.cache/acmix-mm/wheels)
@@ -16,11 +21,31 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-VENV=$PWD/.venv
+case ${1:-} in
+    '')
+        VENV=$PWD/.venv
+        SOURCE=$PWD
+        PINS=requirements/pins.txt
+        MMCV=$(grep -v '^#' requirements/mmcv.txt)
+        NEWEST_PYTHON=13
+        PACKAGES=(-e "$SOURCE[det,seg,pretrain,test,dev]")
+        ;;
+    classic)
+        VENV=$PWD/.venv-classic
+        SOURCE=$VENV/checkout
+        PINS=requirements/classic.txt
+        MMCV=mmcv
+        NEWEST_PYTHON=11 # that torch has wheels for
+        PACKAGES=(-r "$PINS" -e "$SOURCE")
+        ;;
+    *)
+        printf 'install: no stack %s; the only name is classic\n' "$1" >&2
+        exit 1
+        ;;
+esac
 STAMP=$VENV/installed
 LOG=$VENV/install.log
 WHEEL_CACHE=${ACMIX_WHEEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/acmix-mm/wheels}
-MMCV=$(grep -v '^#' requirements/mmcv.txt)
 CXX=${CXX:-c++}
 PYTHONS='python3 python3.13 python3.12 python3.11 python3.10 python'
 
@@ -31,14 +56,16 @@ fail() {
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
-is_supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; }
+is_supported() {
+    "$1" -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $NEWEST_PYTHON))" 2>/dev/null
+}
 
 # Prints the Python to make the environment with: $PYTHON, or else the first one that will do.
 find_python() {
     local python
     if [ -n "${PYTHON:-}" ]; then
         is_supported "$PYTHON" || fail "PYTHON=$PYTHON is $(version_of "$PYTHON" || echo 'not a Python that runs');" \
-            "Python 3.10 to 3.13 is needed"
+            "Python 3.10 to 3.$NEWEST_PYTHON is needed"
         echo "$PYTHON"
         return
     fi
@@ -48,7 +75,7 @@ find_python() {
             return
         fi
     done
-    fail 'no Python 3.10 to 3.13 was found on PATH: install one, or name it (make install PYTHON=/path/to/python3)'
+    fail "no Python 3.10 to 3.$NEWEST_PYTHON was found on PATH: install one, or name it (make install PYTHON=/path/to/python3)"
 }
 
 # Runs a command with its output in the log, and shows meanwhile how long it has taken and how far
@@ -124,7 +151,7 @@ check_venv_python() {
     fi
     wanted=$(version_of "$PYTHON") || wanted='that does not run'
     [ "$found" = "$wanted" ] ||
-        fail "PYTHON=$PYTHON is Python $wanted, but .venv holds Python $found: run 'make clean' first, or leave PYTHON out"
+        fail "PYTHON=$PYTHON is Python $wanted, but ${VENV##*/} holds Python $found: run 'make clean' first, or leave PYTHON out"
 }
 
 make_venv() {
@@ -192,7 +219,7 @@ build_mmcv() {
     flags=$(compiler_flags)
     jobs=${MAX_JOBS:-$("$VENV/bin/python" -c 'import os; print(os.cpu_count())')}
     TMPDIR=$build_dir CXX=$CXX CFLAGS=$flags CXXFLAGS=$flags MAX_JOBS=$jobs PATH=$VENV/bin:$PATH \
-        venv_pip wheel -v --no-cache-dir --no-build-isolation --no-deps -c requirements/pins.txt -w "$build_dir" "$MMCV"
+        venv_pip wheel -v --no-cache-dir --no-build-isolation --no-deps -c "$PINS" -w "$build_dir" "$MMCV"
 }
 
 # Sets `wheel` to the compiled mmcv of this torch and Python, built on its first use.
@@ -221,11 +248,30 @@ find_or_build_wheel() {
 # found, the wheel is py3-none-any.
 compiled_wheel() {
     local version
-    version=$(sed -n "s/^$MMCV==\([^ ]*\).*/\1/p" requirements/pins.txt)
+    version=$(sed -n "s/^$MMCV==\([^ ]*\).*/\1/p" "$PINS")
     [ ! -d "$1" ] || find "$1" -name "${MMCV//-/_}-$version-cp*.whl" | head -n 1
 }
 
+# Copies the checkout, without what git ignores, if the stack has a copy. What was built there stays.
+copy_checkout() {
+    [ "$SOURCE" != "$PWD" ] || return 0
+    mkdir -p "$SOURCE"
+    find "$SOURCE" -type f ! -name '*.so' ! -path "$SOURCE/build/*" ! -path '*.egg-info/*' -delete
+    { git ls-files --cached --others --exclude-standard && git ls-files --deleted; } | sort | uniq -u |
+        tar --create --files-from - | tar --extract --directory "$SOURCE"
+}
+
+# Upstream's mmengine looks for configs in site-packages, where an editable installation has no folder.
+link_package() {
+    [ "$SOURCE" != "$PWD" ] || return 0
+    local folder
+    for folder in "$VENV"/lib/python3.*/site-packages; do
+        ln -sfn "$SOURCE/acmix_mm" "$folder/acmix_mm"
+    done
+}
+
 check_installation() {
+    cd "$SOURCE"
     "$VENV/bin/python" -c 'import acmix_mm, mmcv.ops, mmdet.apis, mmseg.apis'
 }
 
@@ -234,20 +280,25 @@ main() {
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     check_venv_python
-    ! is_up_to_date || return 0
+    if is_up_to_date; then
+        copy_checkout
+        return
+    fi
     rm -f "$STAMP"
     make_venv
+    copy_checkout
     [ -n "$(compiled_wheel "$WHEEL_CACHE")" ] || check_compiler # before a large download, if it is needed
     : >"$LOG"
-    step 'installing torch and the build tools' venv_pip install -c requirements/pins.txt -r requirements/build.txt
+    step 'installing torch and the build tools' venv_pip install -c "$PINS" -r requirements/build.txt
     find_or_build_wheel
     # Forced: the same version may be there, compiled for another torch.
     step "installing mmcv with its ops" venv_pip install --force-reinstall --no-deps "$wheel"
-    step 'installing mmdet, mmseg, mmpretrain and acmix-mm' \
-        venv_pip install --no-build-isolation -c requirements/pins.txt -e '.[det,seg,pretrain,test,dev]'
+    step 'installing the OpenMMLab libraries and acmix-mm' \
+        venv_pip install --no-build-isolation -c "$PINS" "${PACKAGES[@]}"
     # Both of OpenCV's packages write the same folder, and the last one counts: this one needs no libGL.
     step 'installing the headless OpenCV' \
-        venv_pip install --force-reinstall --no-deps -c requirements/pins.txt opencv-python-headless
+        venv_pip install --force-reinstall --no-deps -c "$PINS" opencv-python-headless
+    link_package
     step 'checking the installation' check_installation
     digest >"$STAMP"
 }

@@ -130,3 +130,25 @@ def test_an_upstream_config_on_real_images(library, tmp_path):
     assert result.returncode == 0, result.stderr[-5000:]
     expected = dict(mmdet={'coco/bbox_mAP', 'coco/segm_mAP'}, mmseg={'mIoU', 'aAcc'})
     assert expected[library] <= last_metrics(tmp_path / 'run').keys()
+
+
+def test_upstream_tool_with_a_config_that_inherits_ours(shapes, tmp_path):
+    """mmengine evaluates ``_base_``, which imports the package that gives the name its meaning."""
+    config = tmp_path / 'project.py'
+    config.write_text(f"""
+_base_ = __import__('acmix_mm') and 'acmix_mm::demo/mask-rcnn_resnet26-acmix_fpn_shapes.py'
+train_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root={str(shapes)!r})
+)
+train_cfg = dict(max_epochs=1)
+val_cfg = val_dataloader = val_evaluator = None
+""")
+    tool = f'{mmdet.__path__[0]}/.mim/tools/train.py'
+    result = subprocess.run(
+        [sys.executable, tool, str(config), '--work-dir', str(tmp_path / 'run')],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-5000:]
+    assert 'Failed to search registry' not in result.stdout + result.stderr
+    weights = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)['state_dict']
+    assert any(name.endswith('mix.alpha') and (w != 0.5).all() for name, w in weights.items())

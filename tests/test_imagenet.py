@@ -12,9 +12,12 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from steps import SMALL, check_weight_decay
 from torch import nn
+from versions import needs_mmpretrain
 
 import acmix_mm  # noqa: F401  registers the backbones
 from acmix_mm.preflight.libraries import check_scope
+
+pytestmark = needs_mmpretrain
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 RECIPES = [

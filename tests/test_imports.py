@@ -158,7 +158,7 @@ def test_missing_optional_library_is_fine(installed):
 @pytest.mark.parametrize(
     ('library', 'distribution', 'version', 'advice'),
     [
-        (TORCH, 'torch', '2.4.1+cu121', "pip install 'torch>=2.5'"),
+        (TORCH, 'torch', '2.0.1+cu118', "pip install 'torch>=2.1'. mmcv's compiled ops work only"),
         (MMENGINE, 'mmengine', '0.9.1', "pip install 'mmengine>=0.10,<1.0'"),
         (MMENGINE, 'onedl-mmengine', '1.0.0', "pip install 'onedl-mmengine>=0.10,<1.0'"),
         (MMCV, 'mmcv-full', '1.7.2', "'mmcv>=2.0,<3.0'"),
@@ -183,7 +183,7 @@ def test_unfit_version_is_named_with_the_range_and_the_command(
 @pytest.mark.parametrize(
     ('library', 'distribution', 'version'),
     [
-        (TORCH, 'torch', '2.5.0a0+872d972e41.nv24.08'),  # as in NVIDIA's containers
+        (TORCH, 'torch', '2.1.0a0+32f93b1'),  # as in NVIDIA's containers
         (TORCH, 'torch', '2.13.0+cpu'),
         (MMENGINE, 'mmengine', '0.10.7'),
         (MMENGINE, 'onedl-mmengine', '0.10.12'),

@@ -58,15 +58,16 @@ class Checkout:
         (folder / 'tmp').mkdir()
         self.version = version
 
-    def add_venv(self) -> None:
-        python = self.folder / '.venv' / 'bin' / 'python'
+    def add_venv(self, name: str = '.venv') -> None:
+        python = self.folder / name / 'bin' / 'python'
         python.parent.mkdir(parents=True)
         python.write_text(PYTHON.format(python=sys.executable))
         python.chmod(0o755)
 
-    def start(self, **environment: str) -> subprocess.Popen:
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
+        script = self.folder / 'requirements' / 'install.sh'
         return subprocess.Popen(
-            [str(shutil.which('bash')), str(self.folder / 'requirements' / 'install.sh')],
+            [str(shutil.which('bash')), str(script), *arguments],
             env={**self.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -75,9 +76,9 @@ class Checkout:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
-    def install(self, **environment: str) -> tuple[int, str]:
+    def install(self, *arguments: str, **environment: str) -> tuple[int, str]:
         """Runs the script: its exit status, and what it printed."""
-        process = self.start(**environment)
+        process = self.start(*arguments, **environment)
         output, _ = process.communicate(timeout=60)
         return process.returncode, output
 
@@ -234,3 +235,41 @@ def test_interrupted_build_stops_at_once_and_runs_again(checkout, signal_name):
     code, output = checkout.install()
     assert code == 0, output
     assert len(checkout.wheels()) == 1
+
+
+def test_unknown_stack_is_one_clear_line(checkout):
+    code, output = checkout.install('modern')
+    assert (code, output) == (1, 'install: no stack modern; the only name is classic\n')
+
+
+def test_classic_stack_has_its_own_pins_environment_and_copy_of_the_checkout(checkout):
+    checkout.add_venv('.venv-classic')
+    packages = checkout.folder / '.venv-classic' / 'lib' / 'python3.11' / 'site-packages'
+    packages.mkdir(parents=True)
+    git = ['git', '-C', str(checkout.folder)]
+    (checkout.folder / '.gitignore').write_text('/.venv*/\n*.so\n')
+    (checkout.folder / 'acmix_mm' / 'module.py').write_text('old')
+    (checkout.folder / 'acmix_mm' / 'other_torch.so').touch()
+    subprocess.run([*git, 'init', '--quiet'], check=True)
+    subprocess.run([*git, 'add', 'acmix_mm', 'setup.py', 'requirements'], check=True)
+    wheel = 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
+    code, output = checkout.install('classic', WHEEL=wheel)
+    assert code == 0, output
+    calls = checkout.pip_calls()
+    copy = checkout.folder / '.venv-classic' / 'checkout'
+    assert all('-c requirements/classic.txt' in call for call in calls if '--no-deps' not in call)
+    assert checkout.wheels() == [wheel]
+    assert calls[3].endswith(f'-r requirements/classic.txt -e {copy}')
+    assert not (checkout.folder / '.venv' / 'installed').exists()
+    assert (copy / 'setup.py').exists()
+    assert not (copy / 'acmix_mm' / 'other_torch.so').exists()
+    assert (packages / 'acmix_mm').readlink() == copy / 'acmix_mm'
+
+    # A second run installs nothing, but takes over what has changed and keeps what was built.
+    (copy / 'acmix_mm' / '_C.so').touch()
+    (checkout.folder / 'acmix_mm' / 'new.py').touch()
+    (checkout.folder / 'acmix_mm' / 'module.py').unlink()
+    assert checkout.install('classic') == (0, '')
+    assert checkout.pip_calls() == []
+    names = {path.name for path in (copy / 'acmix_mm').iterdir()}
+    assert names == {'_C.so', 'new.py'}

@@ -1,11 +1,14 @@
 """What `import acmix_mm` tells mmengine, and that it changes nothing else."""
 
+import logging
 from importlib.util import find_spec
 
+import mmengine
 import pytest
 from fresh_process import run_python
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import MODELS, OPTIMIZERS
 
 from acmix_mm import registry
 
@@ -30,6 +33,25 @@ def test_only_the_fork_of_mmseg_is_looked_up_by_its_module(monkeypatch, distribu
     )
     registry.register_config_names()
     assert MODULE2PACKAGE['mmseg'] == name
+
+
+def test_classes_are_found_in_the_scope_of_the_package(monkeypatch):
+    """mmengine enters the scope into configs that inherit from ``acmix_mm::...``."""
+    warnings = []
+    monkeypatch.setattr(
+        mmengine.logging,
+        'print_log',
+        lambda message, logger=None, level=logging.INFO: (
+            warnings.append(message) if level >= logging.WARNING else None
+        ),
+    )
+    registry.register_scope()  # again: it changes nothing
+    for parent, name in ((MODELS, 'ACmixResNet'), (OPTIMIZERS, 'SGD')):
+        with parent.switch_scope_and_registry('acmix_mm') as found:
+            assert (found.scope, found.parent) == ('acmix_mm', parent)
+            assert found.get(name) is parent.get(name)
+            assert found.get(name).__name__ == name
+    assert warnings == []
 
 
 # Helpers for the code that runs in a new process.

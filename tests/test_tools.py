@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmdet.models import DetTTAModel
 from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config
 from mmseg.visualization import SegLocalVisualizer
 from real_images import last_metrics, needs_coco, write_config
 
@@ -199,11 +200,11 @@ def test_missing_checkpoints(train, test, small, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-def test_options_that_a_run_cannot_have(train, test, small, monkeypatch):
+def test_options_that_a_run_cannot_have(tool, train, test, small, monkeypatch):
     with pytest.raises(SystemExit, match='boxes only'):
         test([DETECTOR, 'x.pth', '--tta', *small])
     with pytest.raises(SystemExit, match='tta_pipeline'):
-        test([SEGMENTOR, 'x.pth', '--tta', *small])
+        tool('test.py').use_tta(Config(dict(default_scope='mmseg')))
     with pytest.raises(SystemExit, match=r'\.pkl'):
         test([DETECTOR, 'x.pth', '--out', 'out.json', *small])
     with pytest.raises(SystemExit, match='visualization hook'):

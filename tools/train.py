@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+from acmix_mm.preflight.type_name import type_name
 from acmix_mm.preflight.weights import pretrained_checkpoints
 from acmix_mm.runtime import argument_parser, build_runner, load_config, require_inputs
 
@@ -46,7 +47,7 @@ def use_amp(cfg: Config) -> None:
             '--amp: mmengine trains in mixed precision on accelerators only, and this machine has '
             'none. Train without --amp, in single precision.'
         )
-    if cfg.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
+    if type_name(cfg.optim_wrapper.type) not in ('OptimWrapper', 'AmpOptimWrapper'):
         sys.exit(
             f'--amp does not support the {cfg.optim_wrapper.type} of this config. Use an '
             'OptimWrapper, or train without --amp.'

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Argument checks and freezing, shared by the backbones."""
+"""Arguments, freezing and the order of the layers, shared by the backbones."""
 
+import logging
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+from weakref import WeakSet
 
+from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers.types import OptConfig
+from ..layers.types import OptConfig, OptMultiConfig
 
 
 def check_stages(
@@ -48,29 +52,117 @@ def check_stages(
         )
 
 
+def resolve_pretrained(
+    backbone: str, pretrained: str | None, init_cfg: OptMultiConfig
+) -> OptMultiConfig:
+    """Return the initialization config, for which ``pretrained`` may be the short form.
+
+    Args:
+        backbone: Name of the backbone, for messages.
+        pretrained: Path of a checkpoint, or None.
+        init_cfg: Initialization config, or None.
+
+    Raises:
+        TypeError: ``pretrained`` is no path.
+        ValueError: Both are given.
+
+    Examples:
+        >>> resolve_pretrained('ACmixPVT', 'pvt.pth', None)
+        {'type': 'Pretrained', 'checkpoint': 'pvt.pth'}
+    """
+    if pretrained is None:
+        return init_cfg
+    if not isinstance(pretrained, str):
+        raise TypeError(
+            f'{backbone}: pretrained must be the path of a checkpoint, a str, or None, '
+            f'got {pretrained!r}'
+        )
+    if init_cfg:
+        raise ValueError(
+            f'{backbone}: pretrained={pretrained!r} and init_cfg={init_cfg!r} both name '
+            'initial weights; set one of them to None'
+        )
+    return dict(type='Pretrained', checkpoint=pretrained)
+
+
+def height_and_width(backbone: str, name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size that is given by one or two numbers.
+
+    Args:
+        backbone: Name of the backbone, for messages.
+        name: Name of the argument, for messages.
+        size: Side of a square, or height and width.
+
+    Raises:
+        ValueError: There are more numbers than two, or one is not positive.
+
+    Examples:
+        >>> height_and_width('ACmixSwin', 'pretrain_img_size', 224)
+        (224, 224)
+    """
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(
+            f'{backbone}: {name} must be the side of a square, or height and width, in pixels, '
+            f'got {size}'
+        )
+    return sides[0], sides[-1]
+
+
+def side_of_square(backbone: str, name: str, size: int | Sequence[int]) -> int:
+    """Return the side of a square that is given by one or two equal numbers.
+
+    Args:
+        backbone: Name of the backbone, for messages.
+        name: Name of the argument, for messages.
+        size: Side, or height and width.
+
+    Raises:
+        ValueError: Height and width differ, or one is not positive.
+
+    Examples:
+        >>> side_of_square('ACmixSwin', 'window_size', (7, 7))
+        7
+    """
+    height, width = height_and_width(backbone, name, size)
+    if height != width:
+        raise ValueError(f'{backbone}: {name} must be square, got {size}')
+    return height
+
+
 def resolve_arch(
-    backbone: str, arch: str | None, known: dict[str, dict[str, Any]], **sizes: Any
+    backbone: str,
+    arch: str | dict[str, Any] | None,
+    known: dict[str, dict[str, Any]],
+    **sizes: Any,
 ) -> dict[str, Any]:
     """Look up the sizes of an architecture, or take those that are given.
 
     Args:
         backbone: Name of the backbone, for messages.
-        arch: Name of the architecture; None means the sizes that are given, and those of the first
-            known architecture for the others.
+        arch: Name of the architecture, or its sizes as mmpretrain takes them; None means the sizes
+            that are given, and those of the first known architecture for the others.
         known: Sizes by the names of the architectures.
         **sizes: Sizes by the names of the arguments; None where one is not given.
 
     Raises:
-        ValueError: There is no such architecture, or a given size contradicts it.
+        ValueError: There is no such architecture, its sizes are not complete, or a given size
+            contradicts it.
 
     Examples:
         >>> known = dict(tiny=dict(depths=(2, 6)), small=dict(depths=(2, 18)))
         >>> resolve_arch('ACmixSwin', 'small', known, depths=None)
         {'depths': (2, 18)}
     """
-    if arch is not None and arch not in known:
+    first = next(iter(known.values()))
+    if isinstance(arch, dict):
+        if arch.keys() != first.keys():
+            raise ValueError(f'{backbone}: arch must have the keys {[*first]}, got {[*arch]}')
+        expected = dict(arch)
+    elif arch is None or arch in known:
+        expected = first if arch is None else known[arch]
+    else:
         raise ValueError(f'{backbone}: arch must be one of {[*known]}, got {arch!r}')
-    expected = known[arch or next(iter(known))]
     given = {name: value for name, value in sizes.items() if value is not None}
     for name, value in given.items():
         if arch is not None and _as_tuple(value) != _as_tuple(expected[name]):
@@ -108,6 +200,40 @@ def layer_options(backbone: str, acmix_cfg: OptConfig, **own: Any) -> dict[str, 
     return {**own, **(acmix_cfg or {})}
 
 
+def layer_depth(param_name: str, prefix: str, depths: Sequence[int]) -> tuple[int, int]:
+    """Return the layer of a parameter, and the number of layers, for layer-wise learning rates.
+
+    Layer 0 precedes all blocks, each block is a layer, and the last layer is what follows them:
+    norms of outputs, necks and heads. What a stage has before its first block belongs to the layer
+    before that block; what it has after its last block, to that block, as in mmpretrain's
+    ``SwinTransformer``.
+
+    Args:
+        param_name: Name of the parameter in the model.
+        prefix: Name of the backbone in the model, with the trailing dot.
+        depths: Number of blocks of each stage.
+
+    Examples:
+        >>> layer_depth('backbone.stages.1.blocks.0.norm1.weight', 'backbone.', (2, 2, 6, 2))
+        (3, 14)
+    """
+    num_layers = sum(depths) + 2
+    if not param_name.startswith(prefix):  # of a neck or a head
+        return num_layers - 1, num_layers
+    name = param_name.removeprefix(prefix)
+    in_stage = re.match(r'stages\.(\d+)\.(\w+)(?:\.(\d+))?', name)
+    if in_stage is None:
+        is_stem = name.startswith(('stem', 'patch_embed', 'absolute_pos_embed'))
+        return 0 if is_stem else num_layers - 1, num_layers
+    stage, part = int(in_stage[1]), in_stage[2]
+    layer = sum(depths[:stage])
+    if part == 'blocks':
+        layer += int(in_stage[3]) + 1
+    elif part in ('downsample', 'norm'):
+        layer += depths[stage]
+    return layer, num_layers
+
+
 def freeze(modules: Iterable[nn.Module]) -> None:
     """Put modules in eval mode and stop their gradients.
 
@@ -133,3 +259,43 @@ def eval_batch_norms(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
+
+
+# Networks whose statistics were looked at, so that this is done once: on a GPU it waits for it.
+_seen_in_training: WeakSet[nn.Module] = WeakSet()
+
+
+def warn_of_initial_statistics(network: nn.Module) -> None:
+    """Warn, the first time, if BatchNorm layers will keep mean 0 and variance 1 during training.
+
+    These are layers in eval mode that have seen no image: neither training nor a checkpoint has set
+    their statistics. They do not normalize anything.
+
+    Args:
+        network: Network that is about to be trained.
+
+    Examples:
+        >>> network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+        >>> warn_of_initial_statistics(network)
+    """
+    if network in _seen_in_training:
+        return
+    _seen_in_training.add(network)
+    fixed = [m for m in network.modules() if isinstance(m, _BatchNorm) and not m.training]
+    initial = [norm for norm in fixed if _has_initial_statistics(norm)]
+    if initial:
+        print_log(
+            f'{type(network).__name__}: {len(initial)} BatchNorm layers do not normalize: '
+            'norm_eval or frozen_stages keeps them at mean 0 and variance 1, because no checkpoint '
+            'has set their statistics. Load one before training (init_cfg, or load_from), or set '
+            'norm_eval=False and frozen_stages=-1.',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _has_initial_statistics(norm: _BatchNorm) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None or mean.is_meta:
+        return False
+    return not mean.any() and bool((variance == 1).all())

@@ -10,16 +10,17 @@ backbone alone and for one within a detector.
 
 import logging
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..checkpoints import FAMILIES, Family, Format, backbone_part, identify, unwrap
-from ..layers import PathMix
+from ..layers import PathMix, ShiftConv
+from ..ops.torch_compat import register_load_state_dict_pre_hook
 
 _WARM = 'ACmix layers set to alpha = 1, beta = 0, so that they compute what the plain ones did'
 _OTHER_SHAPE = 'of another shape, not loaded'
@@ -33,6 +34,10 @@ def register_checkpoint_conversion(
     The hook renames entries of known formats to ours, drops a classifier head, interpolates tables
     that depend on a size, and logs in one message what was and what was not loaded. It does not
     change a checkpoint in our own format.
+
+    A checkpoint of another network is an error for a backbone alone, also without ``strict``, which
+    torch does not tell its hooks. Within a detector it is a warning: the backbone keeps the weights
+    that it has, and torch loads neck and heads and reports the backbone's entries as missing.
 
     Args:
         backbone: Backbone with all its layers.
@@ -51,18 +56,23 @@ def register_checkpoint_conversion(
         raise KeyError(f'no family of checkpoints {family!r}, choose one of {list(FAMILIES)}')
     # A partial of a module-level function, so that models can be pickled.
     hook = partial(_convert, family=family, warm_start=warm_start)
-    backbone.register_load_state_dict_pre_hook(hook)
+    register_load_state_dict_pre_hook(backbone, hook)
 
 
 def _convert(
     backbone: nn.Module,
     state_dict: MutableMapping[str, Any],
     prefix: str,
+    local_metadata: Mapping[str, Any],
     *_: Any,
     family: str,
     warm_start: bool,
 ) -> None:
-    """Convert, in place, the entries under ``prefix`` to the names and shapes of the backbone."""
+    """Convert, in place, the entries under ``prefix`` to the names and shapes of the backbone.
+
+    Raises:
+        ValueError: The checkpoint cannot be converted, and the backbone is loaded alone.
+    """
     given = [name for name in state_dict if name.startswith(prefix)]
     if not given:
         return
@@ -76,8 +86,21 @@ def _convert(
         for name, tensor in backbone.state_dict().items()
         if not name.endswith('num_batches_tracked')
     }
-    fmt = _identify(FAMILIES[family], entries, expected)
-    conversion = fmt.convert(entries)
+    try:
+        fmt = _identify(FAMILIES[family], entries, expected)
+        conversion = fmt.convert(entries)
+    except ValueError as error:
+        if not prefix:
+            raise
+        for name in given:
+            del state_dict[name]
+        reason = str(error).removesuffix('.')
+        print_log(
+            f'{reason}. {type(backbone).__name__} keeps the weights that it has.',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return
     # Unknown entries are passed on, so that strict loading reports them.
     loaded = conversion.state_dict | {name: entries[name] for name in conversion.unknown}
     changes = {
@@ -88,7 +111,8 @@ def _convert(
     misfits = _misfits(loaded, expected)
     fitting = len(expected.keys() & loaded.keys()) - len(misfits[_OTHER_SHAPE])
     if warm_start:
-        changes[_WARM] = _warm_start(backbone, loaded, expected)
+        assign = local_metadata.get('assign_to_params_buffers', False)
+        changes[_WARM] = _warm_start(backbone, loaded, expected, assign)
 
     for name in given:
         del state_dict[name]
@@ -105,9 +129,9 @@ def _identify(family: Family, entries: dict[str, Tensor], expected: dict[str, Te
     fmt = family.identify(entries)
     if fmt is not None:
         return fmt
-    if entries.keys() & expected.keys():  # part of our format: torch reports what is missing
-        return family.ours
     other = identify(entries)
+    if other is None and entries.keys() & expected.keys():
+        return family.ours  # a part of it: torch reports what is missing
     raise ValueError(
         f'{family.name} cannot load this checkpoint: '
         + (f'it is a {other[1].name}' if other else 'its format is unknown')
@@ -128,7 +152,7 @@ def _resize(family: Family, loaded: dict[str, Tensor], expected: dict[str, Tenso
 
 
 def _warm_start(
-    backbone: nn.Module, loaded: dict[str, Tensor], expected: dict[str, Tensor]
+    backbone: nn.Module, loaded: dict[str, Tensor], expected: dict[str, Tensor], assign: bool
 ) -> list[str]:
     """Add, in place, the paths that a plain network lacks. Return the names of the layers."""
     layers = []
@@ -137,12 +161,28 @@ def _warm_start(
         paths = {n for n in expected if n.startswith((f'{layer}mix.', f'{layer}shift_conv.'))}
         if not paths or missing != paths or not isinstance(mix.alpha, nn.Parameter):
             continue
-        loaded.update({name: expected[name].clone() for name in paths})
-        loaded[f'{layer}mix.alpha'] = torch.ones_like(mix.alpha.detach())
+        like = next(tensor for name, tensor in loaded.items() if name.startswith(layer))
+        for path in ('mix.', 'shift_conv.'):
+            module: Any = backbone.get_submodule(f'{layer}{path}'.removesuffix('.'))
+            start = _start(module, like) if assign else deepcopy(module)
+            loaded.update(start.state_dict(prefix=layer + path))
+        loaded[f'{layer}mix.alpha'].fill_(1)
         if isinstance(mix.beta, nn.Parameter):
-            loaded[f'{layer}mix.beta'] = torch.zeros_like(mix.beta.detach())
+            loaded[f'{layer}mix.beta'].zero_()
         layers.append(layer.removesuffix('.'))
     return layers
+
+
+def _start(module: PathMix | ShiftConv, like: Tensor) -> PathMix | ShiftConv:
+    """Return a copy with the device and dtype of a tensor of the checkpoint.
+
+    ``load_state_dict(..., assign=True)`` makes the tensors of the checkpoint those of the network.
+    A path on the meta device has no values to copy, so it is initialized.
+    """
+    module = deepcopy(module)
+    if any(parameter.is_meta for parameter in module.parameters()):
+        module.to_empty(device=like.device).reset_parameters()
+    return module.to(like)
 
 
 def _acmix_layers(backbone: nn.Module) -> Iterator[tuple[str, PathMix]]:

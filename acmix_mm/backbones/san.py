@@ -5,14 +5,22 @@ from collections.abc import Sequence
 
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import BaseModule, ModuleList, Sequential
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..layers import PatchwiseACmix
 from ..layers.recompute import recompute
 from ..layers.renamed import renamed_arguments
 from ..layers.types import Config, OptConfig, OptMultiConfig
 from ..registry import MODELS
-from .common import check_stages, eval_batch_norms, freeze, layer_options
+from .common import (
+    check_stages,
+    eval_batch_norms,
+    freeze,
+    layer_depth,
+    layer_options,
+    resolve_pretrained,
+    warn_of_initial_statistics,
+)
 from .loading import register_checkpoint_conversion
 
 
@@ -83,12 +91,14 @@ class ACmixSANStage(BaseModule):
         init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
+        # The norm comes before the convolution: mmcv's fuse_conv_bn takes a BatchNorm for the one
+        # that follows the convolution registered last, but here the blocks are between them.
+        self.norm = build_norm_layer(norm_cfg, channels)[1]
         self.pool = nn.MaxPool2d(2)
         self.conv = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.blocks = Sequential(
             *(ACmixSANBlock(channels, norm_cfg=norm_cfg, **block_cfg) for _ in range(num_blocks))
         )
-        self.norm = build_norm_layer(norm_cfg, channels)[1]
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,13 +137,17 @@ class ACmixSAN(BaseModule):
         with_cp: Whether to recompute the activations of blocks in the backward pass instead of
             keeping them. Default: False.
         warm_start: Whether loading a plain SAN sets alpha = 1 and beta = 0. Default: True.
+        pretrained: Path of a checkpoint, short for
+            ``init_cfg=dict(type='Pretrained', checkpoint=...)``. mmseg's segmentors pass their own
+            ``pretrained`` on to it. Default: None.
         init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`.
             ``dict(type='Pretrained', ...)`` takes our checkpoints and plain patch-wise SANs of the
             authors. Default: None.
 
     Raises:
-        ValueError: ``depth`` is unknown, ``base_channels`` is not a multiple of 32, or arguments of
-            the stages do not fit together.
+        TypeError: ``pretrained`` is no path.
+        ValueError: ``depth`` is unknown, ``base_channels`` is not a multiple of 32, arguments of
+            the stages do not fit together, or ``pretrained`` and ``init_cfg`` are both given.
 
     Examples:
         >>> import torch
@@ -157,9 +171,10 @@ class ACmixSAN(BaseModule):
         acmix_cfg: OptConfig = None,
         with_cp: bool = False,
         warm_start: bool = True,
+        pretrained: str | None = None,
         init_cfg: OptMultiConfig = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(resolve_pretrained('ACmixSAN', pretrained, init_cfg))
         if depth not in self.blocks_of_depth:
             raise ValueError(f'ACmixSAN: depth must be in {[*self.blocks_of_depth]}, got {depth!r}')
         if base_channels % 32:
@@ -168,6 +183,11 @@ class ACmixSAN(BaseModule):
             )
         blocks = self.blocks_of_depth[depth]
         check_stages('ACmixSAN', len(blocks), out_indices, frozen_stages, kernels_att=kernels_att)
+        self.depth = depth
+        self.base_channels = base_channels
+        self.num_stages = len(blocks)
+        #: Number of channels of each stage's output.
+        self.num_features = [base_channels, *(base_channels * 2**i for i in (2, 3, 4, 5))]
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -176,13 +196,12 @@ class ACmixSAN(BaseModule):
         self.stages = ModuleList()
         channels_in = base_channels
         for i, num_blocks in enumerate(blocks):
-            channels = base_channels * 2 ** (i + 1) if i else base_channels
             options = layer_options('ACmixSAN', acmix_cfg, kernel_att=kernels_att[i])
             block_cfg = dict(acmix_cfg=options, with_cp=with_cp)
             self.stages.append(
-                ACmixSANStage(channels_in, channels, num_blocks, norm_cfg, block_cfg)
+                ACmixSANStage(channels_in, self.num_features[i], num_blocks, norm_cfg, block_cfg)
             )
-            channels_in = channels
+            channels_in = self.num_features[i]
         self._freeze()
         register_checkpoint_conversion(self, 'ACmixSAN', warm_start)
 
@@ -199,12 +218,7 @@ class ACmixSAN(BaseModule):
         Raises:
             ValueError: The image is too small.
         """
-        smallest = 2 ** len(self.stages)
-        if min(x.shape[2:]) < smallest:
-            raise ValueError(
-                f'ACmixSAN: images must have at least {smallest}x{smallest} pixels, '
-                f'got {x.shape[2]}x{x.shape[3]}'
-            )
+        _check_size(x, 2 ** len(self.stages))
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages):
@@ -213,14 +227,42 @@ class ACmixSAN(BaseModule):
                 outs.append(x)
         return tuple(outs)
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the layer of a parameter, and the number of layers.
+
+        mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` sets learning rates by it.
+
+        Args:
+            param_name: Name of the parameter in the model.
+            prefix: Name of the backbone in the model, with the trailing dot. Default: ``''``.
+
+        Returns:
+            tuple: 0 for the stem, 1 and above for the blocks, the last number for parameters
+            outside the backbone; and the number of blocks plus 2.
+        """
+        return layer_depth(param_name, prefix, self.blocks_of_depth[self.depth])
+
     def train(self, mode: bool = True) -> 'ACmixSAN':
         """Set the training mode of all but the frozen stages and, with ``norm_eval``, BatchNorm."""
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
             eval_batch_norms(self)
+        if mode:
+            warn_of_initial_statistics(self)
         return self
 
     def _freeze(self) -> None:
         if self.frozen_stages >= 0:
             freeze([self.stem, *self.stages[: self.frozen_stages]])
+
+
+@fx.wrap  # symbolic tracing keeps the check as a call
+def _check_size(x: Tensor, smallest: int) -> None:
+    """Raise ValueError if the pooling of the stages would leave nothing of an image."""
+    height, width = x.shape[2:]
+    if height < smallest or width < smallest:
+        raise ValueError(
+            f'ACmixSAN: images must have at least {smallest}x{smallest} pixels, '
+            f'got {height}x{width}'
+        )

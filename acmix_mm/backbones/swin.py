@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks.transformer import PatchEmbed, PatchMerging
 from mmengine.model import BaseModule, ModuleList
-from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from ..layers import WindowACmix
@@ -16,7 +15,17 @@ from ..layers.renamed import renamed_arguments
 from ..layers.transformer_block import TransformerBlock
 from ..layers.types import Config, OptConfig, OptMultiConfig
 from ..registry import MODELS
-from .common import check_stages, freeze, layer_options, resolve_arch
+from .common import (
+    check_stages,
+    eval_batch_norms,
+    freeze,
+    height_and_width,
+    layer_depth,
+    layer_options,
+    resolve_arch,
+    resolve_pretrained,
+    side_of_square,
+)
 from .loading import register_checkpoint_conversion
 
 
@@ -83,12 +92,14 @@ class ACmixSwinStage(BaseModule):
     path_weights='acmix_cfg=dict(path_weights=...)',
     roll_conv='acmix_cfg=dict(roll_conv=...)',
     mask_padding='acmix_cfg=dict(mask_padding=...)',
+    patch_cfg='patch_size=..., patch_norm=... and norm_cfg=...',
 )
 class ACmixSwin(BaseModule):
     """Swin transformer whose window attention layers are ACmix layers.
 
-    Swin-Tiny and -Small with ACmix of Pan et al., CVPR 2022, with the argument names of
-    mmdet's and mmseg's ``SwinTransformer``. Sizes of Swin (Liu et al., ICCV 2021, Sec. 3.3):
+    Swin-Tiny and -Small with ACmix of Pan et al., CVPR 2022, with the arguments of mmdet's and
+    mmseg's ``SwinTransformer``, and those of mmpretrain's except ``patch_cfg``. Where they differ,
+    mmdet's meaning and default hold. Sizes of Swin (Liu et al., ICCV 2021, Sec. 3.3):
 
     ======= ========== ============= ==============
     arch    embed_dims depths        num_heads
@@ -100,13 +111,14 @@ class ACmixSwin(BaseModule):
     ======= ========== ============= ==============
 
     Args:
-        pretrain_img_size: Height and width in pixels for which the absolute position embedding is
-            made; it is interpolated to other image sizes. Default: 224.
+        pretrain_img_size: Side, or height and width, in pixels of the images for which the absolute
+            position embedding is made; it is interpolated to other image sizes. Default: 224.
         in_channels: Number of image channels. Default: 3.
         embed_dims: Number C of channels of the first stage; every later stage doubles it. Default:
             that of ``arch``.
-        patch_size: Side of the embedded patches in pixels. Default: 4.
-        window_size: Side of the attention windows in pixels of each stage's map. Default: 7.
+        patch_size: Side, or equal height and width, of the embedded patches in pixels. Default: 4.
+        window_size: Side, or equal height and width, of the attention windows in pixels of each
+            stage's map. Default: 7.
         mlp_ratio: Ratio of the MLPs' hidden channels to the stage's channels. Default: 4.
         depths: Number of blocks of each stage. Default: those of ``arch``.
         num_heads: Number of attention heads of each stage. Default: those of ``arch``.
@@ -126,24 +138,43 @@ class ACmixSwin(BaseModule):
         norm_cfg: Config of the norms. Default: ``dict(type='LN')``.
         with_cp: Whether to recompute the activations of blocks in the backward pass instead of
             keeping them. Default: False.
+        pretrained: Path of a checkpoint, short for
+            ``init_cfg=dict(type='Pretrained', checkpoint=...)``. mmseg's segmentors pass their own
+            ``pretrained`` on to it. Default: None.
         convert_weights: Has no effect; it is accepted for configs of mmdet's Swin. The format of a
-            checkpoint is recognized in any case.
+            checkpoint is recognized in any case. Default: False.
         frozen_stages: The embedding and the stages up to this one (1 is the first stage, 0 the
             embedding alone) keep their weights and stay in eval mode; -1 (default) freezes none.
-        arch: ``'tiny'``, ``'small'``, ``'base'`` or ``'large'``; None (default) takes the explicit
-            sizes, and those of ``'tiny'`` for what is not given.
+            (In mmpretrain 0 is the first stage.)
+        arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, or the first letter of one of them,
+            or a dict with the three sizes; None (default) takes the explicit sizes, and those of
+            ``'tiny'`` for what is not given.
+        img_size: mmpretrain's name of ``pretrain_img_size``. Default: None.
+        out_after_downsample: Whether the output of a stage is taken after the patch merging that
+            follows it, with twice the channels. Default: False.
+        interpolate_mode: Mode of :func:`torch.nn.functional.interpolate` for the absolute position
+            embedding, ``'bicubic'`` (default) or ``'bilinear'``.
+        norm_eval: Whether BatchNorm, if ``norm_cfg`` names it, keeps its running statistics
+            unchanged during training. Default: False.
+        pad_small_map: Whether windows are also shifted in maps whose shorter side is no longer than
+            one window, as in mmdet's and mmseg's Swin. Maps are padded to whole windows in any
+            case. Default: False, as in the released code.
+        stage_cfgs: ``dict(block_cfgs=dict(window_size=...))``, by which mmpretrain's configs set
+            the ``window_size`` of all blocks; nothing else is taken. Default: ``dict()``.
         acmix_cfg: Arguments of all :class:`acmix_mm.layers.WindowACmix` layers, such as
             ``dict(num_conv_pairs=2)``, ``dict(path_weights=(1, 0))``, ``dict(roll_conv=False)`` or
             ``dict(mask_padding=True)``. Default: None.
         warm_start: Whether loading a plain Swin sets alpha = 1 and beta = 0, so that the network
-            computes what the plain one did. (mmdet's and mmseg's Swin differ on maps no larger than
-            one window, see :class:`acmix_mm.layers.WindowACmix`.) Default: True.
+            computes what the plain one did; that of mmdet's and mmseg's Swin with
+            ``pad_small_map=True``. Default: True.
         init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`.
             ``dict(type='Pretrained', ...)`` takes our checkpoints, released Swin-ACmix classifiers
             and plain Swins of Microsoft, mmdet, mmseg and mmpretrain. Default: None.
 
     Raises:
-        ValueError: Arguments of the stages do not fit together.
+        TypeError: ``pretrained`` is no path.
+        ValueError: Arguments of the stages do not fit together, a size is not one or two positive
+            numbers, or two arguments for the same thing are given.
 
     Examples:
         >>> backbone = ACmixSwin(embed_dims=12, depths=(2, 2, 2, 2))
@@ -157,16 +188,17 @@ class ACmixSwin(BaseModule):
         'base': dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
         'large': dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
     }
+    archs |= {name[0]: sizes for name, sizes in archs.items()}
     #: Parameters that :class:`acmix_mm.optim.ACmixOptimWrapperConstructor` does not decay.
     no_weight_decay = ('absolute_pos_embed',)
 
     def __init__(
         self,
-        pretrain_img_size: int | tuple[int, int] = 224,
+        pretrain_img_size: int | Sequence[int] = 224,
         in_channels: int = 3,
         embed_dims: int | None = None,
-        patch_size: int = 4,
-        window_size: int = 7,
+        patch_size: int | Sequence[int] = 4,
+        window_size: int | Sequence[int] = 7,
         mlp_ratio: float = 4,
         depths: Sequence[int] | None = None,
         num_heads: Sequence[int] | None = None,
@@ -182,13 +214,21 @@ class ACmixSwin(BaseModule):
         act_cfg: Config = dict(type='GELU'),
         norm_cfg: Config = dict(type='LN'),
         with_cp: bool = False,
-        convert_weights: bool = True,
+        pretrained: str | None = None,
+        convert_weights: bool = False,
         frozen_stages: int = -1,
-        arch: str | None = None,
+        arch: str | Config | None = None,
+        img_size: int | Sequence[int] | None = None,
+        out_after_downsample: bool = False,
+        interpolate_mode: str = 'bicubic',
+        norm_eval: bool = False,
+        pad_small_map: bool = False,
+        stage_cfgs: Config = dict(),
         acmix_cfg: OptConfig = None,
         warm_start: bool = True,
         init_cfg: OptMultiConfig = None,
     ) -> None:
+        init_cfg = resolve_pretrained('ACmixSwin', pretrained, init_cfg)
         super().__init__(init_cfg or _default_init_cfg())
         sizes = resolve_arch(
             'ACmixSwin', arch, self.archs,
@@ -200,13 +240,35 @@ class ACmixSwin(BaseModule):
             'ACmixSwin', num_stages, out_indices, frozen_stages,
             num_heads=num_heads, strides=strides,
         )  # fmt: skip
+        patch_size = side_of_square('ACmixSwin', 'patch_size', patch_size)
+        if stage_cfgs:
+            window_size = _window_size(stage_cfgs)
+        window_size = side_of_square('ACmixSwin', 'window_size', window_size)
         if strides[0] != patch_size:
             raise ValueError(
                 f'ACmixSwin: strides[0] must be patch_size={patch_size}, patches do not overlap; '
                 f'got {strides[0]}'
             )
+        if img_size is not None:
+            if pretrain_img_size not in (224, img_size):
+                raise ValueError(
+                    f'ACmixSwin: img_size={img_size} and pretrain_img_size={pretrain_img_size} are '
+                    'names of one argument; leave one of them out'
+                )
+            pretrain_img_size = img_size
+        channels = [embed_dims * 2**i for i in range(num_stages)]
+        self.embed_dims = embed_dims
+        self.depths = depths
+        self.num_heads = num_heads
+        self.num_layers = num_stages
+        #: Number of channels of each stage's output.
+        self.num_features = [*channels[1:], channels[-1]] if out_after_downsample else channels
         self.out_indices = out_indices
+        self.out_after_downsample = out_after_downsample
+        self.use_abs_pos_embed = use_abs_pos_embed
+        self.interpolate_mode = interpolate_mode
         self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
 
         self.patch_embed = PatchEmbed(
             in_channels,
@@ -215,7 +277,8 @@ class ACmixSwin(BaseModule):
             stride=patch_size,
             norm_cfg=norm_cfg if patch_norm else None,
         )
-        self._pos_shape = tuple(side // patch_size for side in to_2tuple(pretrain_img_size))
+        height, width = height_and_width('ACmixSwin', 'pretrain_img_size', pretrain_img_size)
+        self._pos_shape = (height // patch_size, width // patch_size)
         if use_abs_pos_embed:
             num_patches = self._pos_shape[0] * self._pos_shape[1]
             self.absolute_pos_embed = nn.Parameter(torch.empty(1, num_patches, embed_dims))
@@ -227,7 +290,6 @@ class ACmixSwin(BaseModule):
         rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').split(list(depths))
         self.stages = ModuleList()
         for i in range(num_stages):
-            channels = embed_dims * 2**i
             attn_cfg = layer_options(
                 'ACmixSwin',
                 acmix_cfg,
@@ -236,6 +298,7 @@ class ACmixSwin(BaseModule):
                 qkv_bias=qkv_bias,
                 qk_scale=qk_scale,
                 attn_drop_rate=attn_drop_rate,
+                shift_small_maps=pad_small_map,
             )
             block_cfg = dict(
                 mlp_ratio=mlp_ratio,
@@ -246,18 +309,18 @@ class ACmixSwin(BaseModule):
             downsample = None
             if i + 1 < num_stages:
                 downsample = PatchMerging(
-                    channels,
-                    2 * channels,
+                    channels[i],
+                    channels[i + 1],
                     stride=strides[i + 1],
                     norm_cfg=norm_cfg if patch_norm else None,
                 )
             self.stages.append(
                 ACmixSwinStage(
-                    channels, rates[i].tolist(), drop_rate, attn_cfg, block_cfg, downsample
+                    channels[i], rates[i].tolist(), drop_rate, attn_cfg, block_cfg, downsample
                 )
             )
         for i in out_indices:
-            self.add_module(f'norm{i}', build_norm_layer(norm_cfg, embed_dims * 2**i)[1])
+            self.add_module(f'norm{i}', build_norm_layer(norm_cfg, self.num_features[i])[1])
         self._freeze()
         register_checkpoint_conversion(self, 'ACmixSwin', warm_start)
 
@@ -268,8 +331,9 @@ class ACmixSwin(BaseModule):
             x: ``(B, in_channels, H, W)``.
 
         Returns:
-            tuple[Tensor]: One ``(B, embed_dims * 2**i, H_i, W_i)`` for each stage i of
-            ``out_indices``; with the default strides ``H_i`` is H / 4, / 8, / 16, / 32, rounded up.
+            tuple[Tensor]: One ``(B, num_features[i], H_i, W_i)`` for each stage i of
+            ``out_indices``; with the default strides ``H_i`` is H / 4, / 8, / 16, / 32, rounded up,
+            and half of it after a patch merging.
         """
         x, size = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
@@ -279,7 +343,7 @@ class ACmixSwin(BaseModule):
         for i, stage in enumerate(self.stages):
             x, out = stage(x)
             if i in self.out_indices:
-                out = getattr(self, f'norm{i}')(out)
+                out = getattr(self, f'norm{i}')(x if self.out_after_downsample else out)
                 # mmcv's CPU operators read their input as if it were contiguous.
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
@@ -289,13 +353,30 @@ class ACmixSwin(BaseModule):
         if size == self._pos_shape:
             return self.absolute_pos_embed
         grid = self.absolute_pos_embed.unflatten(1, self._pos_shape).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size, mode='bicubic', align_corners=False)
+        grid = F.interpolate(grid, size, mode=self.interpolate_mode, align_corners=False)
         return grid.flatten(2).transpose(1, 2)
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the layer of a parameter, and the number of layers.
+
+        mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` sets learning rates by it.
+
+        Args:
+            param_name: Name of the parameter in the model.
+            prefix: Name of the backbone in the model, with the trailing dot. Default: ``''``.
+
+        Returns:
+            tuple: 0 for the embedding, 1 and above for the blocks, the last number for norms of
+            outputs and for parameters outside the backbone; and the number of blocks plus 2.
+        """
+        return layer_depth(param_name, prefix, self.depths)
+
     def train(self, mode: bool = True) -> 'ACmixSwin':
-        """Set the training mode of all but the frozen stages."""
+        """Set the training mode of all but the frozen stages and, with ``norm_eval``, BatchNorm."""
         super().train(mode)
         self._freeze()
+        if mode and self.norm_eval:
+            eval_batch_norms(self)
         return self
 
     def _freeze(self) -> None:
@@ -306,6 +387,20 @@ class ACmixSwin(BaseModule):
             self.absolute_pos_embed.requires_grad_(False)
         freeze(self.stages[: self.frozen_stages])
         freeze(getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages)
+
+
+def _window_size(stage_cfgs: Config) -> int:
+    """Return the window size of all blocks, the one thing that ``stage_cfgs`` may set."""
+    match stage_cfgs:
+        case {'block_cfgs': {'window_size': window_size, **of_blocks}, **of_stages} if not (
+            of_blocks or of_stages
+        ):
+            return window_size
+    raise ValueError(
+        'ACmixSwin: stage_cfgs must be dict(block_cfgs=dict(window_size=...)), for all stages '
+        f'alike, got {stage_cfgs}; set norm_cfg, act_cfg, mlp_ratio, qkv_bias or acmix_cfg of the '
+        'backbone instead'
+    )
 
 
 def _default_init_cfg() -> list[dict]:

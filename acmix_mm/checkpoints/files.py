@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .unpickler import load_restricted
+
 # Entries of an mmengine checkpoint's ``meta`` that a published checkpoint keeps: those that
 # DetInferencer and MMSegInferencer read, and those that say where the weights come from.
 _PUBLISHED_META = ('cfg', 'dataset_meta', 'epoch', 'iter', 'mmengine_version')
@@ -75,13 +77,8 @@ def read_checkpoint(path: str | Path) -> Any:
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     if path.suffix == '.safetensors':
         return _read_safetensors(path)
-    stand_ins: list[Any] = [
-        type(name, (base,), dict(__module__=module, __qualname__=name))
-        for (module, name), base in _STAND_INS.items()
-    ]
     try:
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        return load_restricted(path, _STAND_INS)
     except UnpicklingError as error:
         refused = re.search(r'GLOBAL (\S+)', str(error))
         if refused is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint formats of ``ACmixPVT``: ours, plain PVT of its authors and of mmdet."""
+"""Checkpoint formats of ``ACmixPVT``: ours, plain PVT and PVTv2 of their authors and of mmdet."""
 
 import re
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def resize_position(position: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _authors_rules(state_dict: StateDict) -> list[Rule]:
     rules = []
-    for stage in _numbers(r'pos_embed(\d+)', state_dict):
+    for stage in _numbers(r'patch_embed(\d+)\.proj\.weight', state_dict):
         block, blocks = rf'block{stage}\.(\d+)\.', rf'stages.{stage - 1}.blocks.\1.'
         embed, ours = rf'patch_embed{stage}\.', rf'stages.{stage - 1}.patch_embed.'
         rules += [
@@ -75,7 +75,9 @@ def _authors_rules(state_dict: StateDict) -> list[Rule]:
             Rule(block + r'attn\.kv\.(.*)', blocks + r'attn.qkv.\2'),
             Rule(block + r'(attn\.(?:proj|sr|norm)\..*|norm[12]\..*)', blocks + r'\2'),
             Rule(block + r'mlp\.fc1\.(.*)', blocks + r'ffn.layers.0.0.\2'),
+            Rule(block + r'mlp\.dwconv\.dwconv\.(.*)', blocks + r'ffn.layers.0.1.\2'),
             Rule(block + r'mlp\.fc2\.(.*)', blocks + r'ffn.layers.1.\2'),
+            Rule(rf'norm{stage}\.(.*)', rf'stages.{stage - 1}.norm.\1'),
         ]
     reason = 'class token and classifier'
     return [*rules, Rule(r'cls_token|norm\..*|head\..*', None, reason=reason)]
@@ -85,19 +87,24 @@ def _mmdet_rules(state_dict: StateDict) -> list[Rule]:
     rules = [
         Rule(r'layers\.(\d+)\.1\.0\.pos_embed', r'stages.\1.pos_embed', position_map),
         Rule(r'layers\.(\d+)\.0\.(.*)', r'stages.\1.patch_embed.\2'),
+        Rule(r'layers\.(\d+)\.2\.(.*)', r'stages.\1.norm.\2'),
     ]
-    # In mmdet's lists of blocks, the first item is the position embedding.
-    for number in _numbers(r'layers\.\d+\.1\.(\d+)\.norm1\.weight', state_dict):
-        block, ours = rf'layers\.(\d+)\.1\.{number}\.', rf'stages.\1.blocks.{number - 1}.'
+    numbers = _numbers(r'layers\.\d+\.1\.(\d+)\.norm1\.weight', state_dict)
+    # In mmdet's lists of blocks, the first item is the position embedding, if there is one.
+    for number in numbers:
+        block = rf'layers\.(\d+)\.1\.{number}\.'
+        ours = rf'stages.\1.blocks.{number - numbers[0]}.'
         rules += [
             Rule(block + r'attn\.attn\.in_proj_(.*)', ours + r'attn.qkv.\2'),
             Rule(block + r'attn\.attn\.out_proj\.(.*)', ours + r'attn.proj.\2'),
             Rule(block + r'(attn\.(?:sr|norm)\..*|norm[12]\..*)', ours + r'\2'),
-            # mmdet's feed-forward layers are 1x1 convolutions, ours are linear.
+            # mmdet's feed-forward layers are 1x1 convolutions, ours are linear. The last one is
+            # number 3, or 4 if the depthwise convolution is number 1.
             Rule(block + r'ffn\.layers\.0\.weight', ours + r'ffn.layers.0.0.weight', _to_linear),
-            Rule(block + r'ffn\.layers\.3\.weight', ours + r'ffn.layers.1.weight', _to_linear),
+            Rule(block + r'ffn\.layers\.[34]\.weight', ours + r'ffn.layers.1.weight', _to_linear),
             Rule(block + r'ffn\.layers\.0\.bias', ours + r'ffn.layers.0.0.bias'),
-            Rule(block + r'ffn\.layers\.3\.bias', ours + r'ffn.layers.1.bias'),
+            Rule(block + r'ffn\.layers\.1\.(.*)', ours + r'ffn.layers.0.1.\2'),
+            Rule(block + r'ffn\.layers\.[34]\.bias', ours + r'ffn.layers.1.bias'),
         ]
     return rules
 
@@ -114,16 +121,16 @@ def _numbers(pattern: str, state_dict: StateDict) -> list[int]:
 
 FAMILY = Family(
     name='ACmixPVT',
-    marker=r'stages\.\d+\.pos_embed',
+    marker=r'stages\.\d+\.patch_embed\.projection\.weight',
     foreign=(
         Format(
             name='plain PVT (authors)',
-            marker=r'pos_embed\d+',  # PVTv2 has none
+            marker=r'patch_embed\d+\.proj\.weight',
             rules=_authors_rules,
         ),
         Format(
             name='plain PVT (mmdet)',
-            marker=r'layers\.\d+\.1\.0\.pos_embed',
+            marker=r'layers\.\d+\.0\.projection\.weight',
             rules=_mmdet_rules,
         ),
     ),

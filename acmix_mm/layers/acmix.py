@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ..checkpoints.released import SLIDING_WINDOW, accept_released_names
 from ..ops import neighborhood_attention, pointwise_conv
 from ..ops.checks import check_odd, check_positive
+from ..ops.torch_compat import register_load_state_dict_pre_hook
 from .base_module import BaseModule
+from .fx import leaf_of_fx
 from .path_mix import PathMix
 from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
@@ -107,7 +109,7 @@ class ACmix(BaseModule):
                 dilation,
                 num_conv_pairs=num_conv_pairs,
             )
-        self.register_load_state_dict_pre_hook(_accept_released_names)
+        register_load_state_dict_pre_hook(self, _accept_released_names)
 
     def init_weights(self) -> None:
         """Initialize as the released layer does, whatever a backbone's initializer did before."""
@@ -116,6 +118,7 @@ class ACmix(BaseModule):
                 module.reset_parameters()
         super().init_weights()
 
+    @leaf_of_fx
     def forward(self, x: Tensor) -> Tensor:
         """Mix both paths.
 
@@ -123,7 +126,8 @@ class ACmix(BaseModule):
             x: ``(B, C_in, H, W)``, H and W of any size.
 
         Returns:
-            Tensor: ``(B, C_out, ceil(H / stride), ceil(W / stride))``.
+            Tensor: ``(B, C_out, ceil(H / stride), ceil(W / stride))``, contiguous whatever the
+            memory format of x is.
         """
         q, k, v = (maps.unflatten(1, (self.num_heads, -1)) for maps in self.qkv(x))
         # The convolution path comes first, so that the backward pass, which runs in reverse order,
@@ -189,10 +193,12 @@ def coordinates(height: int, width: int, dtype: torch.dtype, device: torch.devic
         >>> coordinates(1, 3, torch.float32, torch.device('cpu')).flatten(2).tolist()
         [[[-1.0, 0.0, 1.0], [-1.0, -1.0, -1.0]]]
     """
-    # Not torch.linspace, for which torch.compile compiles every length anew.
+    # Quotients of integers need no double precision, which some devices lack, to be exact but for
+    # one rounding. Not torch.linspace, for which torch.compile compiles every length anew.
+    wide = torch.promote_types(dtype, torch.float32)
     x, y = (
-        2 * torch.arange(length, dtype=torch.float64, device=device) / max(length - 1, 1) - 1
-        for length in (width, height)
+        (2 * torch.arange(length, device=device) - last).to(wide) / last
+        for length, last in ((width, max(width - 1, 1)), (height, max(height - 1, 1)))
     )
     return torch.stack(torch.meshgrid(x, y, indexing='xy')).unsqueeze(0).to(dtype)
 

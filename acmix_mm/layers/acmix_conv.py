@@ -2,7 +2,7 @@
 """``dict(type='ACmix')``: ACmix with the signature of a convolution."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mmengine.utils import to_2tuple
 from torch import nn
@@ -10,6 +10,9 @@ from torch import nn
 from ..ops.checks import check_odd
 from ..registry import MODELS
 from .acmix import ACmix
+
+# Arguments of deformable convolutions, which a config inherits if it only replaces their type.
+_OF_DEFORMABLE = {'deform_groups', 'deformable_groups', 'fallback_on_stride', 'im2col_step'}
 
 
 @MODELS.register_module('ACmix')
@@ -22,12 +25,14 @@ def acmix_conv(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     bias: bool = True,
+    grouped: Literal['error', 'conv'] = 'error',
     **acmix: Any,
 ) -> nn.Module:
-    """Build an ACmix layer, or a plain 1x1 convolution, from the arguments of a convolution.
+    """Build an ACmix layer, or a plain convolution, from the arguments of a convolution.
 
     This function is what ``dict(type='ACmix')`` names in ``conv_cfg``, ``dcn`` and
     ``MODELS.build``. A 1x1 request gives a plain 1x1 convolution: it has no neighbourhood to mix.
+    With ``grouped='conv'`` a request with groups gives a plain convolution, too.
 
     Args:
         in_channels: Number C_in of input channels.
@@ -38,17 +43,21 @@ def acmix_conv(
         padding: Padding in pixels. It must keep the size of the map, that is, be
             ``dilation * (k // 2)``. Default: 0, as in a convolution, which fits 1x1 requests only.
         dilation: Dilation in pixels, the same in height and width. Default: 1.
-        groups: Must be 1 unless the request is 1x1. Default: 1.
-        bias: Whether a 1x1 convolution has a bias. ACmix always has biases in its projections.
+        groups: Number of groups of a plain convolution; ACmix mixes all channels. Default: 1.
+        bias: Whether a plain convolution has a bias. ACmix always has biases in its projections.
             Default: True.
+        grouped: What a request with more than 1 group gives, other than a 1x1 one: ``'error'``
+            (default) or ``'conv'``, a plain convolution, for networks that have both kinds such as
+            those with depthwise convolutions.
         **acmix: Other arguments of :class:`ACmix`, such as ``kernel_att`` and ``num_heads``.
 
     Returns:
         nn.Module: Maps ``(B, C_in, H, W)`` to ``(B, C_out, ceil(H / stride), ceil(W / stride))``.
 
     Raises:
-        ValueError: The requested convolution cannot be an ACmix layer.
-        TypeError: ``kernel_conv`` is given; in this signature its name is ``kernel_size``.
+        ValueError: The requested convolution cannot be an ACmix layer, or ``grouped`` is unknown.
+        TypeError: An argument of deformable convolutions is given, or ``kernel_conv``, whose name
+            is ``kernel_size`` in this signature.
 
     Examples:
         >>> from mmcv.cnn import build_conv_layer
@@ -61,16 +70,26 @@ def acmix_conv(
             f"dict(type='ACmix') has the signature of a convolution: write kernel_size="
             f'{acmix["kernel_conv"]!r} instead of kernel_conv'
         )
-    kernel_size = _square('kernel_size', kernel_size)
-    if kernel_size == 1:
-        geometry: Any = dict(stride=stride, padding=padding, dilation=dilation)
+    for name in sorted(acmix.keys() & _OF_DEFORMABLE):
+        raise TypeError(
+            f"dict(type='ACmix') does not take {name}={acmix[name]!r}, an argument of deformable "
+            "convolutions. If it comes from a base config, replace that config's dict: "
+            "dict(_delete_=True, type='ACmix')"
+        )
+    if grouped not in ('error', 'conv'):
+        raise ValueError(f"dict(type='ACmix'): grouped must be 'error' or 'conv', got {grouped!r}")
+    if set(to_2tuple(kernel_size)) == {1} or (groups != 1 and grouped == 'conv'):
+        geometry: Any = dict(
+            kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
+        )
         pairs = {name: to_2tuple(value) for name, value in geometry.items()}
-        return nn.Conv2d(in_channels, out_channels, 1, **pairs, groups=groups, bias=bias)
+        return nn.Conv2d(in_channels, out_channels, **pairs, groups=groups, bias=bias)
+    kernel_size = _square('kernel_size', kernel_size)
     stride, dilation = _square('stride', stride), _square('dilation', dilation)
     if groups != 1:
         raise ValueError(
             f'ACmix cannot be a convolution of {groups} groups: its projections mix all channels. '
-            'Use conv_cfg=None for grouped (ResNeXt-like) convolutions.'
+            "dict(type='ACmix', grouped='conv') keeps plain convolutions there."
         )
     check_odd(of='ACmix', kernel_size=kernel_size)
     same_size = dilation * (kernel_size // 2)

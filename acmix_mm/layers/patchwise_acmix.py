@@ -9,6 +9,7 @@ from ..ops import neighborhood_aggregation
 from ..ops.checks import check_odd, check_positive
 from ..ops.padding import reflect_pad2d
 from .base_module import BaseModule
+from .fx import leaf_of_fx
 from .norm import build_norm
 from .path_mix import PathMix
 from .renamed import renamed_arguments
@@ -104,6 +105,7 @@ class PatchwiseACmix(BaseModule):
                 num_conv_pairs=num_conv_pairs,
             )
 
+    @leaf_of_fx
     def forward(self, x: Tensor) -> Tensor:
         """Mix both paths.
 
@@ -111,7 +113,7 @@ class PatchwiseACmix(BaseModule):
             x: ``(B, C_in, H, W)``, H and W of any size.
 
         Returns:
-            Tensor: ``(B, C_out, H, W)``.
+            Tensor: ``(B, C_out, H, W)``, contiguous whatever the memory format of x is.
         """
         qkv = self.qkv(x)
         maps = qkv.unflatten(1, (-1, self.rel_channels))  # one of q, one of k, the others of v

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.torch_compat import is_compiling
+from ..ops.transforms import transforms_active
 from .types import PathWeights
 
 
@@ -92,8 +94,8 @@ class PathMix(nn.Module):
             return torch.add(convolution, attention, alpha=alpha)
         if not (alpha.requires_grad and torch.is_grad_enabled()):
             return torch.addcmul(convolution, attention, alpha.to(attention.dtype))
-        if torch.compiler.is_compiling():
-            # torch.compile does not trace functions with a jvp, and fuses the formula itself.
+        if is_compiling() or transforms_active():
+            # torch.compile fuses the formula, and torch.func differentiates it in every mode.
             return convolution + (alpha * attention.to(alpha.dtype)).to(attention.dtype)
         return _WeightedSum.apply(convolution, attention, alpha)
 
@@ -109,8 +111,6 @@ class _WeightedSum(torch.autograd.Function):
     whole map, is accumulated and returned in alpha's own precision.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(convolution: Tensor, attention: Tensor, alpha: Tensor) -> Tensor:
         return torch.addcmul(convolution, attention, alpha.to(attention.dtype))
@@ -119,7 +119,6 @@ class _WeightedSum(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         _, attention, alpha = inputs
         ctx.save_for_backward(attention, alpha)
-        ctx.save_for_forward(attention, alpha)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,12 +128,6 @@ class _WeightedSum(torch.autograd.Function):
         else:
             grad_alpha = (grad * attention.to(alpha.dtype)).sum()
         return grad, grad * alpha.to(grad.dtype), grad_alpha.view_as(alpha)
-
-    @staticmethod
-    def jvp(ctx: Any, convolution: Tensor, attention: Tensor, alpha: Tensor) -> Tensor:
-        saved_attention, saved_alpha = ctx.saved_tensors
-        dtype = saved_attention.dtype
-        return convolution + attention * saved_alpha.to(dtype) + saved_attention * alpha.to(dtype)
 
 
 def _fixed(weights: PathWeights) -> tuple[float, float]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..ops.torch_compat import is_compiling
+
 
 def recompute(block: nn.Module, function: Callable[..., Tensor], *args: Any) -> Tensor:
     """Call a function of a block and compute its activations again in the backward pass.
@@ -29,6 +31,10 @@ def recompute(block: nn.Module, function: Callable[..., Tensor], *args: Any) -> 
         >>> norm.num_batches_tracked.item()
         1
     """
+    if is_compiling():
+        # torch.compile does not trace contexts of our own, and needs none: AOTAutograd, through
+        # which all backends go but 'eager', leaves updates out of what is computed again.
+        return checkpoint(function, *args, use_reentrant=False)
     return checkpoint(
         function,
         *args,

@@ -91,14 +91,16 @@ class ShiftConv(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialize the fully connected layer as ``nn.Linear``, the kernels as one-hot shifts."""
-        num_maps, kernel_size = self.fc_weight.shape[-1], self.kernel.shape[-1]
-        bound = 1 / math.sqrt(num_maps)
+        bound = 1 / math.sqrt(self.fc_weight.shape[-1])
         nn.init.uniform_(self.fc_weight, -bound, bound)
         if self.fc_bias is not None:
             nn.init.uniform_(self.fc_bias, -bound, bound)
-        shifts = torch.eye(kernel_size**2).unflatten(1, (kernel_size, kernel_size))
         with torch.no_grad():
-            self.kernel.copy_(shifts)
+            # Not a copy of torch.eye: the kernel may be a DTensor, which takes no plain tensors.
+            ones = torch.ones_like(self.kernel, dtype=torch.float32)
+            position = ones.cumsum(1)
+            pixel = ones.flatten(2).cumsum(2).view_as(ones)
+            self.kernel.copy_(position == pixel)
 
     def forward(self, maps: Tensor | Sequence[Tensor], weight: Tensor | float = 1.0) -> Tensor:
         """Run the convolution path.

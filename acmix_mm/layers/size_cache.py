@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ..ops.torch_compat import is_compiling
+from ..ops.transforms import transforms_active
+
 
 def cached_per_size(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator for a function that makes a small tensor from sizes, a dtype and a device.
@@ -32,9 +35,9 @@ def cached_per_size(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(make)
     def get(*arguments: Hashable) -> Tensor:
-        # A compiler, or a mode such as FakeTensorMode, makes tensors of its own that must not be
-        # kept for later calls, and cannot use those of earlier calls.
-        traced = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+        # A compiler, a transform of torch.func, or a mode such as FakeTensorMode makes tensors of
+        # its own that must not be kept for later calls, and cannot use those of earlier calls.
+        traced = is_compiling() or _get_current_dispatch_mode() is not None or transforms_active()
         return make(*arguments) if traced else cached(*arguments)
 
     return get

@@ -4,8 +4,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.attention import scaled_dot_product_attention
 from ..ops.checks import check_odd, check_positive
 from .base_module import BaseModule
+from .fx import leaf_of_fx
 from .norm import build_norm
 from .path_mix import PathMix
 from .renamed import renamed_arguments
@@ -102,6 +104,7 @@ class SpatialReductionACmix(BaseModule):
             )
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
+    @leaf_of_fx
     def forward(self, x: Tensor) -> Tensor:
         """Mix both paths.
 
@@ -130,13 +133,16 @@ class SpatialReductionACmix(BaseModule):
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
         """Project to the part of q, k and v that ``rows`` of the weight stand for."""
+        if not isinstance(self.qkv.weight, Tensor):
+            # A layer that torch.ao.quantization has put in its place hides its weight.
+            return self.qkv(x)[..., rows]
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
         return F.linear(x, self.qkv.weight[rows], bias)
 
     def _reduced_kv(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H // R, W // R, 2 C)."""
         height, width, channels = x.shape[1:]
-        if min(height, width) < self.sr_ratio:
+        if height < self.sr_ratio or width < self.sr_ratio:
             raise ValueError(
                 f'a map of {height}x{width} tokens is too small to be reduced by '
                 f'sr_ratio={self.sr_ratio}; give a larger image'
@@ -150,7 +156,7 @@ class SpatialReductionACmix(BaseModule):
         kv = kv.flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4)
         drop_rate = self.attn_drop_rate if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop_rate)
+        out = scaled_dot_product_attention(q, k, v, dropout_p=drop_rate)
         return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, size)
 
     def _convolve(self, qkv: Tensor) -> Tensor:

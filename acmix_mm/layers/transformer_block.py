@@ -11,6 +11,29 @@ from .recompute import recompute
 from .types import Config, OptMultiConfig
 
 
+class DepthwiseConv(nn.Conv2d):
+    """3x3 depthwise convolution of maps whose channels are last.
+
+    PVTv2 has it between the first layer of its MLPs and their activation (Wang et al., "PVT v2:
+    Improved Baselines with Pyramid Vision Transformer", CVMJ 2022).
+
+    Args:
+        channels: Number C of channels.
+
+    Examples:
+        >>> import torch
+        >>> DepthwiseConv(8)(torch.rand(2, 5, 6, 8)).shape
+        torch.Size([2, 5, 6, 8])
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class TransformerBlock(BaseModule):
     """Norm and ACmix, norm and MLP, each with a shortcut.
 
@@ -18,6 +41,8 @@ class TransformerBlock(BaseModule):
         attn: ACmix layer that maps ``(B, H, W, C)`` to ``(B, H, W, C)``.
         embed_dims: Number C of channels.
         mlp_ratio: Ratio of the MLP's hidden channels to C.
+        use_conv_ffn: Whether the MLP has a :class:`DepthwiseConv` after its first layer, as in
+            PVTv2. Default: False.
         drop_rate: Dropout probability in the MLP. Default: 0.
         drop_path_rate: Probability of dropping a residual branch for an image. Default: 0.
         act_cfg: Config of the MLP's activation. Default: ``dict(type='GELU')``.
@@ -35,6 +60,7 @@ class TransformerBlock(BaseModule):
         attn: nn.Module,
         embed_dims: int,
         mlp_ratio: float,
+        use_conv_ffn: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         act_cfg: Config = dict(type='GELU'),
@@ -48,13 +74,16 @@ class TransformerBlock(BaseModule):
         self.attn = attn
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
+        hidden = int(mlp_ratio * embed_dims)
         self.ffn = FFN(
             embed_dims,
-            int(mlp_ratio * embed_dims),
+            hidden,
             act_cfg=act_cfg,
             ffn_drop=drop_rate,
             dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
         )
+        if use_conv_ffn:
+            self.ffn.layers[0].insert(1, DepthwiseConv(hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The window ACmix layer of Swin-ACmix."""
 
+import warnings
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
@@ -9,8 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.released import PATHS, accept_released_names
+from ..ops.attention import scaled_dot_product_attention
 from ..ops.checks import check_odd, check_positive
+from ..ops.torch_compat import register_load_state_dict_pre_hook
+from ..ops.transforms import transforms_active
 from .base_module import BaseModule
+from .fx import leaf_of_fx
 from .path_mix import PathMix
 from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
@@ -27,8 +32,7 @@ class WindowACmix(BaseModule):
     and Convolution", CVPR 2022, Fig. 2c). It computes what the released Swin-ACmix layer computes,
     whose checkpoints it loads.
 
-    Maps of any size are zero-padded, before the projection, to whole windows. Axes no longer than
-    one window are not shifted; mmdet and mmseg shift them too.
+    Maps of any size are zero-padded, before the projection, to whole windows.
 
     Args:
         embed_dims: Number C of channels, a multiple of ``num_heads``. In the attention path channel
@@ -53,6 +57,9 @@ class WindowACmix(BaseModule):
         mask_padding: Whether padding is excluded from the attention. By default (False) pixels
             attend to it, as in mmdet's and mmseg's Swin, with which plain checkpoints for detection
             were trained.
+        shift_small_maps: Whether the windows of a map are also shifted, along both axes, if its
+            shorter side is no longer than one window, as in mmdet's and mmseg's Swin. Default:
+            False, as in the released code and in Microsoft's and mmpretrain's Swin.
         init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`; applied after the
             layer's own initialization. Default: None.
 
@@ -85,6 +92,7 @@ class WindowACmix(BaseModule):
         path_weights: PathWeights = 'learned',
         roll_conv: bool = True,
         mask_padding: bool = False,
+        shift_small_maps: bool = False,
         init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -113,6 +121,7 @@ class WindowACmix(BaseModule):
         self.attn_drop_rate = attn_drop_rate
         self.roll_conv = roll_conv
         self.mask_padding = mask_padding
+        self.shift_small_maps = shift_small_maps
 
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, qkv_bias)
         self.mix = PathMix(path_weights)
@@ -120,8 +129,6 @@ class WindowACmix(BaseModule):
             self.relative_position_bias_table = nn.Parameter(
                 torch.empty((2 * window_size - 1) ** 2, num_heads)
             )
-            index = _relative_position_index(window_size)
-            self.register_buffer('relative_position_index', index, persistent=False)
             self.proj = nn.Linear(embed_dims, embed_dims)
         if self.mix.uses_convolution:
             self.shift_conv = ShiftConv(
@@ -134,8 +141,9 @@ class WindowACmix(BaseModule):
             )
         self.proj_drop = nn.Dropout(proj_drop_rate)
         self._reset_attention_bias()
-        self.register_load_state_dict_pre_hook(_accept_released_names)
+        register_load_state_dict_pre_hook(self, _accept_released_names)
 
+    @leaf_of_fx
     def forward(self, x: Tensor) -> Tensor:
         """Mix both paths.
 
@@ -146,10 +154,21 @@ class WindowACmix(BaseModule):
             Tensor: ``(B, H, W, C)``.
         """
         height, width = size = x.shape[1:3]
+        if torch.jit.is_tracing():
+            warnings.warn(
+                'WindowACmix: torch.jit.trace keeps the padding, the shift and the masks of the '
+                f'windows as they are for this map of {int(height)}x{int(width)}: the trace is '
+                'right for images of this size only. Use torch.export for others: its program '
+                'checks the size.',
+                torch.jit.TracerWarning,
+                stacklevel=2,
+            )
         bottom, right = (-length % self.window_size for length in size)
         if bottom or right:
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        shifts = [self.shift_size if length > self.window_size else 0 for length in x.shape[1:3]]
+        # Not min(size): a compiler would ask which of the two is the smaller one.
+        shifted = self.shift_small_maps or all(length > self.window_size for length in size)
+        shifts = (self.shift_size,) * 2 if shifted else (0, 0)
         if self.roll_conv:
             out = self._mix_paths(self.qkv(_roll(x, shifts)), size, shifts)
             out = _roll_back(out, shifts)[:, :height, :width]
@@ -213,14 +232,16 @@ class WindowACmix(BaseModule):
         qkv = qkv.flatten(5, 6).flatten(2, 3)  # 3, B, windows, N, pixels, D
         bias = self._attention_bias(size, shifts).to(qkv.dtype)
         # The fused kernels take four axes. If all windows have one bias they join the batch; if
-        # not, they join the heads, and the images of a batch share the biases.
-        start = 1 if len(bias) == 1 else 2
+        # not, they join the heads, and the images of a batch share the biases. (`len` would fix
+        # the number of windows for good where a compiler leaves sizes open.)
+        shared = bias.shape[0] == 1
+        start = 1 if shared else 2
         q, k, v = qkv.flatten(start, start + 1).unbind()
         out = _attention(
             q,
             k,
             v,
-            bias if len(bias) == 1 else bias.flatten(0, 1).unsqueeze(0),
+            bias if shared else bias.flatten(0, 1).unsqueeze(0),
             self.attn_drop_rate if self.training else 0.0,
             self.scale,
         )
@@ -230,7 +251,8 @@ class WindowACmix(BaseModule):
     def _attention_bias(self, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
         """Return the summand of the logits: (windows, N, pixels, pixels), or (1, ...) for all."""
         side = self.window_size
-        bias = self.relative_position_bias_table[self.relative_position_index]
+        table: Tensor = self.relative_position_bias_table
+        bias = table[_relative_position_index(side, table.device)]
         bias = bias.T.unflatten(1, (side,) * 4)  # N, rows of q, columns of q, of k, of k
         if any(shifts) or (self.mask_padding and any(length % side for length in size)):
             rows, columns = (
@@ -258,16 +280,20 @@ def _attention(
     over the logits than the formula below, because it guards against fully masked rows; there are
     none here, since a pixel always sees itself.
     """
-    if q.device.type == 'cpu' and torch.is_grad_enabled() and bias.requires_grad:
+    learned = torch.is_grad_enabled() and bias.requires_grad
+    if q.device.type == 'cpu' and learned and not transforms_active():
         logits = scale * q @ k.transpose(-2, -1)
         logits += bias
         return F.dropout(logits.softmax(-1), drop_rate) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale)
+    return scaled_dot_product_attention(q, k, v, bias, drop_rate, scale)
 
 
-def _relative_position_index(side: int) -> Tensor:
+# Not a buffer: the weights of a layer on the meta device can be loaded or initialized, but a buffer
+# that is in no checkpoint would stay without values.
+@cached_per_size
+def _relative_position_index(side: int, device: torch.device) -> Tensor:
     """Row of the bias table for each pair of query and key in a window: int64 (side ** 4,)."""
-    steps = torch.arange(side)
+    steps = torch.arange(side, device=device)
     offset = steps[:, None] - steps + side - 1
     rows, columns = offset[:, None, :, None], offset[None, :, None, :]
     return (rows * (2 * side - 1) + columns).flatten()

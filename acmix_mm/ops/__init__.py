@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of ACmix as functions on tensors. They need torch alone."""
+"""The stages of ACmix as functions on tensors. They need torch alone.
+
+Under :class:`torch.autocast` all of them compute in its dtype, as convolutions do. Within the
+transforms of :mod:`torch.func` and in forward-mode differentiation, the compiled backends cannot
+run: automatic choice then takes one that is made of torch's own operators.
+"""
 
 from .backends.registry import available_backends, use_backend
 from .functional import (

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from . import checks
+from .autocast import autocast_to_lower_precision
 from .backends.registry import choose
 from .overrides import overridable
 
 
 @overridable
+@autocast_to_lower_precision
 def neighborhood_attention(
     q: Tensor,
     k: Tensor,
@@ -61,6 +63,7 @@ def neighborhood_attention(
 
 
 @overridable
+@autocast_to_lower_precision
 def neighborhood_aggregation(
     weights: Tensor, v: Tensor, kernel_size: int, backend: str | None = None
 ) -> Tensor:
@@ -96,6 +99,7 @@ def neighborhood_aggregation(
 
 
 @overridable
+@autocast_to_lower_precision
 def shift_conv(
     maps: Tensor | Sequence[Tensor],
     fc_weight: Tensor,
@@ -142,6 +146,7 @@ def shift_conv(
 
 
 @overridable
+@autocast_to_lower_precision
 def pointwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor, chunks: int = 1, backend: str | None = None
 ) -> tuple[Tensor, ...]:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lets tools see an operator as one call, whatever its backend is written in."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
+
+from .torch_compat import uncompiled_before_2_4
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -37,9 +39,10 @@ def overridable(operator: Callable[P, R]) -> Callable[P, R]:
         double
     """
 
+    @uncompiled_before_2_4
     @wraps(operator)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        tensors = [arg for arg in _flat((*args, *kwargs.values())) if isinstance(arg, Tensor)]
+        tensors = tensors_of(*args, *kwargs.values())
         if has_torch_function(tensors):
             return handle_torch_function(call, tensors, *args, **kwargs)
         return operator(*args, **kwargs)
@@ -47,9 +50,13 @@ def overridable(operator: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _flat(arguments: Iterable[Any]) -> Iterator[Any]:
+def tensors_of(*arguments: Any) -> list[Tensor]:
+    """Return the tensors among the arguments of an operator, and in tuples and lists of them.
+
+    What only takes part in their protocol counts as one, such as a proxy of :mod:`torch.fx`.
+    """
+    tensors: list[Tensor] = []
     for argument in arguments:
-        if isinstance(argument, tuple | list):
-            yield from argument
-        else:
-            yield argument
+        members = argument if isinstance(argument, (tuple, list)) else (argument,)
+        tensors.extend(m for m in members if hasattr(type(m), '__torch_function__'))
+    return tensors

@@ -33,8 +33,9 @@ def reflect_indices(size: int, padding: int, device: torch.device | None = None)
 def reflect_pad2d(x: Tensor, padding: int) -> Tensor:
     """Reflection-pad the last two axes by ``padding`` pixels on each side.
 
-    ``F.pad`` refuses to reflect a map that is not larger than its padding, which the deep stages of
-    a detector meet on small images; there the pixels are gathered instead.
+    The pixels are gathered where ``F.pad`` cannot reflect: it refuses a map that is not larger than
+    its padding, which the deep stages of a detector meet on small images, and its gradient on GPUs
+    is refused under :func:`torch.use_deterministic_algorithms`.
 
     Args:
         x: ``(B, C, H, W)`` with H, W >= 1.
@@ -50,7 +51,8 @@ def reflect_pad2d(x: Tensor, padding: int) -> Tensor:
     if padding == 0:
         return x
     height, width = x.shape[-2:]
-    if padding < height and padding < width:
+    is_small = padding >= height or padding >= width
+    if not is_small and not torch.are_deterministic_algorithms_enabled():
         return F.pad(x, (padding,) * 4, mode='reflect')
     rows = reflect_indices(height, padding, x.device)
     columns = reflect_indices(width, padding, x.device)

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 from .data_paths import dataset_paths, is_remote, leaf_datasets
 from .known_datasets import KNOWN
+from .type_name import type_name
 
 Record = dict[str, Any]
 
@@ -64,13 +65,16 @@ def distinct_datasets(cfg: Config, *splits: str) -> dict[str, Mapping]:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in leaf_datasets(loader['dataset']) if loader else ():
             paths = tuple(dataset_paths(dataset).values())
-            name = f'{split}_dataloader, {dataset["type"]}: {", ".join(paths)}'
+            name = f'{split}_dataloader, {type_name(dataset["type"])}: {", ".join(paths)}'
             found.setdefault((dataset['type'], paths), (name, dataset))
     return dict(found.values())
 
 
 def inspect_dataset(
-    cfg: Mapping, samples: int = 32, track: Callable[[Sequence], Iterable] = iter
+    cfg: Mapping,
+    samples: int = 32,
+    track: Callable[[Sequence], Iterable] = iter,
+    num_classes: int | None = None,
 ) -> Report:
     """Inspect a data set whose paths exist (see :func:`.data_paths.check_data`).
 
@@ -81,6 +85,8 @@ def inspect_dataset(
             over the data set. Default: 32.
         track: Function that iterates over the sample, for example with a progress bar.
             Default: ``iter``.
+        num_classes: Number of classes of the model, with which labels are compared if the data set
+            does not name its classes. Default: None.
 
     Returns:
         Report: The summary, errors and notes.
@@ -92,7 +98,7 @@ def inspect_dataset(
     if is_remote(cfg):
         return Report(notes=['The data is in remote storage and was not inspected.'])
     with _paused_garbage_collection():
-        return _inspect(cfg, samples, track)
+        return _inspect(cfg, samples, track, num_classes)
 
 
 @contextmanager
@@ -111,22 +117,24 @@ def _paused_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _inspect(cfg: Mapping, samples: int, track: Callable[[Sequence], Iterable]) -> Report:
+def _inspect(
+    cfg: Mapping, samples: int, track: Callable[[Sequence], Iterable], num_classes: int | None
+) -> Report:
     report = Report()
     try:
         dataset: Any = DATASETS.build({**cfg, 'pipeline': [], 'lazy_init': True})
         records = _read_coco(dataset, report) if _is_coco(dataset) else dataset.load_data_list()
     except Exception as error:  # the data set's class may raise any exception
-        report.errors.append(f'{cfg["type"]} cannot be read ({_reason(error)}).')
+        report.errors.append(f'{type_name(cfg["type"])} cannot be read ({_reason(error)}).')
         return report
     chosen = [records[i] for i in _spread(len(records), samples)]
     report.errors += _missing_files(records, dataset)
-    report.errors += _wrong_labels(records, dataset)
+    classes = dataset.metainfo.get('classes') or range(num_classes or 0)
+    report.errors += _wrong_labels(records, dataset, len(classes))
     for record in track(chosen):
-        report.errors += _sample_errors(record, dataset, _map_loader(cfg))
+        report.errors += _sample_errors(record, dataset, _map_loader(cfg), len(classes))
     counts = _count(records)
     report.notes += _unexpected_counts(counts, dataset)
-    classes = dataset.metainfo.get('classes') or ()
     numbers = counts | dict(classes=len(classes), decoded=len(chosen))
     report.summary = ', '.join(f'{number} {what}' for what, number in numbers.items())
     return report
@@ -221,15 +229,14 @@ def _missing_files(records: Sequence[Record], dataset: Any) -> Iterator[str]:
             )
 
 
-def _wrong_labels(records: Sequence[Record], dataset: Any) -> Iterator[str]:
+def _wrong_labels(records: Sequence[Record], dataset: Any, num_classes: int) -> Iterator[str]:
     """Yield one error if class labels of images are out of range."""
-    classes = dataset.metainfo.get('classes')
     labels = {record['gt_label'] for record in records if 'gt_label' in record}
-    wrong = sorted(labels - set(range(len(classes)))) if classes else []
+    wrong = sorted(labels - set(range(num_classes))) if num_classes else []
     if wrong:
         yield (
-            f'The labels {_some(wrong)} are out of range: the {len(classes)} classes are 0 to '
-            f"{len(classes) - 1}. Correct {dataset.ann_file or 'the folders'}, or the data set's "
+            f'The labels {_some(wrong)} are out of range: the {num_classes} classes are 0 to '
+            f"{num_classes - 1}. Correct {dataset.ann_file or 'the folders'}, or the data set's "
             'metainfo.'
         )
 
@@ -239,11 +246,14 @@ def _map_loader(cfg: Mapping) -> Mapping:
 
     It applies options such as ``reduce_zero_label``, so it gives the labels that the loss sees.
     """
-    steps = (step for step in cfg.get('pipeline', ()) if step['type'] == 'LoadAnnotations')
-    return next(steps, dict(type='LoadAnnotations'))
+    steps = cfg.get('pipeline', ())
+    loaders = (step for step in steps if type_name(step['type']) == 'LoadAnnotations')
+    return next(loaders, dict(type='LoadAnnotations'))
 
 
-def _sample_errors(record: Record, dataset: Any, map_loader: Mapping) -> Iterator[str]:
+def _sample_errors(
+    record: Record, dataset: Any, map_loader: Mapping, num_classes: int
+) -> Iterator[str]:
     """Yield the errors of an image and its annotations, except for missing files."""
     path = record['img_path']
     if not os.path.exists(path):
@@ -263,7 +273,7 @@ def _sample_errors(record: Record, dataset: Any, map_loader: Mapping) -> Iterato
         yield from _instance_errors(annotation, path, size)
     seg_map = record.get('seg_map_path')
     if seg_map and not _is_coco(dataset) and os.path.exists(seg_map):
-        yield from _map_errors(record, size, dataset, map_loader)
+        yield from _map_errors(record, size, dataset, map_loader, num_classes)
 
 
 def _decode(path: str) -> tuple[int, int]:
@@ -308,7 +318,7 @@ def _instance_errors(annotation: Record, path: str, size: tuple[int, int]) -> It
 
 
 def _map_errors(
-    record: Record, size: tuple[int, int], dataset: Any, map_loader: Mapping
+    record: Record, size: tuple[int, int], dataset: Any, map_loader: Mapping, num_classes: int
 ) -> Iterator[str]:
     """Yield the errors of a semantic map."""
     path = record['seg_map_path']
@@ -323,13 +333,13 @@ def _map_errors(
             'channel and the size of its image.'
         )
         return
-    classes = dataset.metainfo.get('classes')
-    wrong = set(np.unique(labels).tolist()) - {dataset.ignore_index, *range(len(classes or ()))}
-    if classes and wrong:
+    wrong = set(np.unique(labels).tolist()) - {dataset.ignore_index, *range(num_classes)}
+    if num_classes and wrong:
         yield (
-            f'{path} has the labels {_some(sorted(wrong))}: {len(classes)} classes are 0 to '
-            f'{len(classes) - 1}, and {dataset.ignore_index} is ignored. Convert the maps, or set '
-            'metainfo and reduce_zero_label of the data set to match them.'
+            f'{path} has the labels {_some(sorted(wrong))}: {num_classes} classes are 0 to '
+            f'{num_classes - 1}, and {dataset.ignore_index} is ignored. Convert the maps, or set '
+            "metainfo and reduce_zero_label of the data set, and num_classes of the model's heads, "
+            'to match them.'
         )
 
 

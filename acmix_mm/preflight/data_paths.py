@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.utils import is_abs
 
 from .known_datasets import KNOWN
+from .type_name import type_name
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def is_remote(cfg: Mapping) -> bool:
 def _paths_of_split(cfg: Config, split: str) -> Iterator[tuple[str, str, str | None]]:
     loader = cfg.get(f'{split}_dataloader')
     for dataset in leaf_datasets(loader['dataset']) if loader else ():
-        known = KNOWN.get(dataset.get('type', ''))
+        known = KNOWN.get(type_name(dataset.get('type')))
         source = cfg.get('data_source') or (known.source if known else None)
         for field, path in dataset_paths(dataset).items():
             yield path, f'{split}_dataloader, {field}', source

@@ -29,6 +29,7 @@ class Library:
             Default: ``''``.
         imports: Another library that it imports but does not list as a requirement, so that pip
             does not install it. Default: ``''``.
+        caution: What another version of it breaks, as a sentence. Default: ``''``.
     """
 
     module: str
@@ -37,6 +38,7 @@ class Library:
     distributions: tuple[str, ...]
     how: str = ''
     imports: str = ''
+    caution: str = ''
 
     @property
     def wanted(self) -> str:
@@ -64,7 +66,14 @@ class Library:
 # mmcv compiles its ops against torch during installation; pip's build isolation would hide torch.
 MMCV_HOW = '--no-build-isolation --no-cache-dir '
 
-TORCH = Library('torch', '2.5', None, ('torch',))
+TORCH = Library(
+    'torch',
+    '2.1',
+    None,
+    ('torch',),
+    caution="mmcv's compiled ops work only with the torch that they were compiled for: use a new "
+    'environment, or install mmcv again afterwards',
+)
 MMENGINE = Library('mmengine', '0.10', '1.0', ('onedl-mmengine', 'mmengine'))
 MMCV = Library('mmcv', '2.0', '3.0', ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'), MMCV_HOW)
 MMDET = Library('mmdet', '3.0', '4.0', ('onedl-mmdetection', 'mmdet'))
@@ -132,10 +141,11 @@ def check_library(library: Library, required: bool) -> None:
         )
     for name, version in found.items():
         if not library.accepts(version):
-            raise ImportError(
+            message = (
                 f'acmix-mm needs {library.module} {library.wanted}, but {name} {version} is '
                 f'installed. Install a version in that range: {library.install_command(name)}'
             )
+            raise ImportError(f'{message}. {library.caution}' if library.caution else message)
 
 
 def check_mmcv_ops() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mmengine.runner import CheckpointLoader
 
+from .type_name import type_name
+
 
 def check_checkpoints(paths: Iterable[str]) -> None:
     """Raise an error for the first checkpoint that is missing or cannot be downloaded.
@@ -55,7 +57,7 @@ def pretrained_checkpoints(model: object) -> Iterator[str]:
         ['r50.pth']
     """
     if isinstance(model, dict):
-        if model.get('type') == 'Pretrained':
+        if type_name(model.get('type')) in ('Pretrained', 'PretrainedInit'):
             yield model['checkpoint']
         if isinstance(model.get('pretrained'), str):
             yield model['pretrained']

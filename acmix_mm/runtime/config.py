@@ -16,6 +16,7 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..preflight.classes import check_classes
 from ..preflight.data_paths import check_data
 from ..preflight.libraries import check_scope
 from ..preflight.weights import check_checkpoints
@@ -144,7 +145,10 @@ def move_data_root(cfg: Config, data_root: str) -> Config:
 
 
 def require_inputs(cfg: Config, splits: Iterable[str], checkpoints: Iterable[str]) -> None:
-    """End the process with one message if data or checkpoints are missing.
+    """End the process with one message if inputs are missing or do not fit the model.
+
+    Inputs are the data and the checkpoints. Of the data, only paths and numbers of classes are
+    looked at; ``tools/dataset/check.py`` reads the files.
 
     Only the first process of each machine checks, because the others would repeat the message.
 
@@ -155,10 +159,12 @@ def require_inputs(cfg: Config, splits: Iterable[str], checkpoints: Iterable[str
     """
     if os.environ.get('LOCAL_RANK', '0') != '0':
         return
+    patch_mmengine()  # which checkpoints can be loaded
     try:
+        check_classes(cfg, *splits)
         check_data(cfg, *splits)
         check_checkpoints(checkpoints)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
 
 

@@ -10,6 +10,8 @@ import torch.distributed
 from mmengine.config import Config
 from torch import nn
 
+from ..preflight.type_name import type_name
+
 SECONDS_TO_SETTLE = 0.5
 
 
@@ -118,4 +120,4 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
 
 
 def _uses_fsdp(cfg: Config) -> bool:
-    return (cfg.get('strategy') or {}).get('type') == 'FSDPStrategy'
+    return type_name((cfg.get('strategy') or {}).get('type')) == 'FSDPStrategy'

@@ -6,13 +6,17 @@ programs can call :func:`patch_mmengine`.
 """
 
 import os
+import sys
 from functools import wraps
 from inspect import getsource
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
 from mmengine import _strategy
+from mmengine.dist import barrier, is_main_process
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, checkpoint
 from packaging.version import Version
@@ -84,21 +88,39 @@ def _load_sharded_optimizer(strategy: Any, state_dict: dict) -> None:
 
 
 def load_safetensors() -> None:
-    """Let mmengine load local safetensors files wherever it accepts a checkpoint."""
-    CheckpointLoader.register_scheme(_LOCAL_SAFETENSORS, _load_local_safetensors, force=True)
+    """Let mmengine load safetensors files, local ones and downloads, where it takes checkpoints."""
+    CheckpointLoader.register_scheme(_LOCAL_SAFETENSORS, load_from_local_safetensors, force=True)
+    CheckpointLoader.register_scheme(_SAFETENSORS_URL, load_from_http_safetensors, force=True)
 
 
-# mmengine matches this expression against the beginning of an address. Addresses with a scheme,
-# such as s3://bucket/x.safetensors, do not match and keep their own loaders.
+# mmengine matches these expressions against the beginning of an address, the second before its own
+# 'http://' and 'https://'. Addresses with another scheme, such as s3://bucket/x.safetensors, match
+# neither and keep their own loaders.
 _LOCAL_SAFETENSORS = r'(?!\w[\w+.-]+:).*\.safetensors$'
+_SAFETENSORS_URL = r'https?://[^?#]*\.safetensors(\?|#|$)'
 
 
-def _load_local_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+# mmengine's log names a loader by its name without 'load_from_'.
+def load_from_local_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a file, whose path may begin with ``~``."""
     checkpoint = read_checkpoint(os.path.expanduser(filename))
     if map_location is not None:
         state_dict = checkpoint['state_dict']
         checkpoint['state_dict'] = {k: v.to(map_location) for k, v in state_dict.items()}
     return checkpoint
+
+
+def load_from_http_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Download to torch's cache, as mmengine does: the first process before the others."""
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(filename).path).name)
+    if not is_main_process():
+        barrier()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(filename, str(path), progress=sys.stderr.isatty())
+    if is_main_process():
+        barrier()
+    return load_from_local_safetensors(str(path), map_location)
 
 
 def patch_mmengine() -> None:

@@ -12,7 +12,6 @@ _base_ = [
 custom_imports = dict(imports=['acmix_mm'])
 
 images = dict(
-    type='CocoDataset',
     data_root='data/coco/',
     ann_file='annotations/instances_train2017.json',
     data_prefix=dict(img='train2017/'),
@@ -31,12 +30,17 @@ images = dict(
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    dataset=dict(_delete_=True, type='RepeatDataset', times=20, dataset=images),
+    dataset=dict(
+        _delete_=True,
+        type='RepeatDataset',
+        times=20,
+        dataset=dict(type='CocoDataset', _scope_='mmdet', **images),
+    ),
 )
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    dataset=dict(_delete_=True, test_mode=True, **images),
+    dataset=images,
 )
 test_dataloader = val_dataloader
 # Without an annotation file, CocoMetric takes the ground truth from the images' `instances`, which

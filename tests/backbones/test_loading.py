@@ -6,11 +6,12 @@ import pytest
 import torch
 from golden import Golden
 from mmengine.model import BaseModule
+from mmengine.runner.checkpoint import load_state_dict as load_state_dict_of_mmengine
 from torch import nn
 
-from acmix_mm.backbones import ACmixSwin, loading
+from acmix_mm.backbones import ACmixPVT, ACmixResNet, ACmixSAN, ACmixSwin, loading
 from acmix_mm.backbones.loading import register_checkpoint_conversion
-from acmix_mm.layers import PathMix
+from acmix_mm.layers import PathMix, ShiftConv
 
 SIZES = dict(embed_dims=24, depths=(2, 2, 2, 2))
 
@@ -43,6 +44,12 @@ def swin(**kwargs) -> ACmixSwin:
 def same(a: nn.Module, b: nn.Module) -> bool:
     theirs = b.state_dict()
     return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
+
+
+def detector(backbone: nn.Module) -> nn.Module:
+    model = BaseModule()
+    model.backbone, model.neck = backbone, nn.Linear(2, 2)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -93,6 +100,44 @@ def test_loads_within_a_detector(released):
     assert same(detector, expected)
 
 
+FOREIGN = {
+    'plain ResNet': (['conv1.weight', 'layer1.0.conv2.weight'], 'it is a plain ResNet'),
+    'unknown': (['blocks.0.weight', 'head.bias'], 'its format is unknown'),
+    # It shares names of blocks with ACmixPVT, such as stages.0.blocks.0.norm1.weight.
+    'other family': (
+        ['stages.0.blocks.0.norm1.weight', 'stages.0.blocks.0.attn.w_msa.qkv.weight'],
+        'it is a plain Swin',
+    ),
+    'pair-wise SAN': (
+        ['layer0.0.sam.conv_w.0.weight', 'layer0.0.sam.conv_p.weight'],
+        'this is a checkpoint of a pair-wise SAN',
+    ),
+}
+
+
+@pytest.mark.parametrize(('names', 'says'), FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize('load', [nn.Module.load_state_dict, load_state_dict_of_mmengine])
+def test_the_other_parts_of_a_detector_with_another_backbone_load(names, says, load, messages):
+    family = ACmixSAN if 'pair-wise' in says else ACmixPVT
+    sizes = dict(depth=10) if family is ACmixSAN else dict(embed_dims=8, num_layers=(1, 1, 1, 1))
+    model = detector(family(**sizes))
+    started = copy.deepcopy(model.backbone)
+    entries = {f'backbone.{name}': torch.ones(1) for name in names}
+    entries |= {'neck.weight': torch.full((2, 2), 3.0), 'neck.bias': torch.ones(2)}
+    incompatible = load(model, entries, strict=False)
+    assert same(model.backbone, started)
+    assert (model.neck.weight == 3).all()
+    (message,) = messages
+    assert says in message
+    assert message.endswith(f'. {family.__name__} keeps the weights that it has.')
+    if incompatible is not None:  # mmengine logs it
+        assert incompatible.unexpected_keys == []
+        missing = {name.removeprefix('backbone.') for name in incompatible.missing_keys}
+        assert missing == {n for n in started.state_dict() if 'num_batches_tracked' not in n}
+        with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "backbone\.'):
+            load(model, entries)
+
+
 def test_a_detector_whose_checkpoint_has_no_backbone():
     detector = BaseModule()
     detector.backbone, detector.neck = swin(), nn.Linear(2, 2)
@@ -138,6 +183,51 @@ def test_warm_start_can_be_declined(plain, messages):
     paths = {'shift_conv.fc_weight', 'shift_conv.fc_bias', 'shift_conv.kernel'}
     assert kinds == {'mix.alpha', 'mix.beta'} | paths
     assert 'left unchanged: 40 (stages.*.blocks.*.attn.mix.alpha, ' in messages[0]
+
+
+BACKBONES = {
+    'ResNet': (ACmixResNet, dict(depth=26, base_channels=8)),
+    'SAN': (ACmixSAN, dict(depth=10, base_channels=32)),
+    'PVT': (ACmixPVT, dict(embed_dims=8, num_layers=(1, 1, 1, 1))),
+    'Swin': (ACmixSwin, SIZES),
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'weights'),
+    [
+        *((name, 'learned') for name in BACKBONES),
+        # A plain ResNet has no attention that ACmix layers could start from.
+        *((name, (1, 0)) for name in ('SAN', 'PVT', 'Swin')),
+    ],
+)
+def test_assign_to_a_backbone_on_the_meta_device(name, weights, messages):
+    """It gets the dtype of the checkpoint, also in the paths that a plain network lacks."""
+    family, sizes = BACKBONES[name]
+    source = family(**sizes, acmix_cfg=dict(path_weights=weights)).double().eval()
+    with torch.device('meta'):
+        target = family(**sizes).eval()
+    target.load_state_dict(source.state_dict(), assign=True)
+    assert len(messages) == (weights == (1, 0))
+    assert {parameter.dtype for parameter in target.parameters()} == {torch.float64}
+    assert {tensor.device.type for tensor in target.buffers()} <= {'cpu'}
+    x = torch.randn(1, 3, 32, 48, dtype=torch.float64)
+    for ours, theirs in zip(target(x), source(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    convs = [module for module in target.modules() if isinstance(module, ShiftConv)]
+    assert convs
+    for conv in convs:
+        assert torch.equal(conv.kernel[0].flatten(1), torch.eye(9, dtype=torch.float64))
+        bound = conv.fc_weight.shape[-1] ** -0.5
+        assert bound / 2 < conv.fc_weight.abs().max() < bound
+
+
+def test_assign_keeps_the_start_of_a_backbone_that_has_one(plain):
+    backbone = swin(out_indices=(3,))
+    started = copy.deepcopy(backbone.stages[0].blocks[0].attn.shift_conv)
+    backbone.load_state_dict({name: tensor.half() for name, tensor in plain.items()}, assign=True)
+    assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float16}
+    assert same(backbone.stages[0].blocks[0].attn.shift_conv, started.half())
 
 
 @pytest.mark.parametrize('weights', ['complementary', (1, 0), (1, 1)])

@@ -5,6 +5,13 @@ from acmix_mm.backbones import ACmixPVT
 from acmix_mm.layers import SpatialReductionACmix
 from acmix_mm.registry import MODELS
 
+V2 = dict(
+    patch_sizes=(7, 3, 3, 3),
+    paddings=(3, 1, 1, 1),
+    use_abs_pos_embed=False,
+    norm_after_stage=True,
+    use_conv_ffn=True,
+)
 LAYERS = {'T': (2, 2, 2, 2), 'S': (3, 4, 6, 3), 'M': (3, 4, 18, 3), 'L': (3, 8, 27, 3)}
 
 
@@ -42,6 +49,33 @@ def test_every_parameter_gets_a_gradient(size):
     for name, parameter in backbone.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize('size', [(64, 64), (33, 47)])
+def test_every_parameter_of_v2_gets_a_gradient(size):
+    backbone = randomized(**V2)
+    outs = backbone(torch.randn(2, 3, *size))
+    shapes = [
+        (2, c, *(-(-side // (4 * 2**i)) for side in size)) for i, c in enumerate((4, 8, 20, 32))
+    ]
+    assert [tuple(out.shape) for out in outs] == shapes
+    sum(out.square().mean() for out in outs).backward()
+    names = [name for name, _ in backbone.named_parameters()]
+    assert not any('pos_embed' in name for name in names)
+    assert sum('.ffn.layers.0.1.' in name for name in names) == 2 * 5
+    assert sum(name.startswith(f'stages.{i}.norm.') for name in names for i in range(4)) == 2 * 4
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_depthwise_convolutions_start_as_in_mmdet():
+    """Their fan-out is that of a group: 9, not 9 times the channels as Kaiming counts it."""
+    backbone = ACmixPVT(embed_dims=16, num_layers=(1, 1, 1, 1), **V2)
+    backbone.init_weights()
+    conv = backbone.stages[2].blocks[0].ffn.layers[0][1]
+    assert conv.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    assert conv.bias.abs().max() == 0
 
 
 def test_checkpointing_changes_nothing():
@@ -117,6 +151,13 @@ def test_shifts_survive_the_default_initialiser():
         (dict(out_indices=(1, 4)), r'out_indices must be stages from 0 to 3, got \(1, 4\)'),
         (dict(out_indices=()), r'out_indices must be stages from 0 to 3, got \(\)'),
         (dict(frozen_stages=5), r'frozen_stages must be -1 \(none\) or 0 to 4, got 5'),
+        (dict(out_indices=[-1]), r'out_indices must be stages from 0 to 3, got \[-1\]'),
+        (
+            dict(pretrain_img_size=(3, 224, 224)),
+            r'pretrain_img_size must be the side of a square, or height .* got \(3, 224, 224\)',
+        ),
+        (dict(pretrain_img_size=0), 'pretrain_img_size must be .* got 0'),
+        (dict(arch=dict(depths=(1, 1, 1, 1))), r"arch must have the keys \['num_layers'\], got"),
     ],
 )
 def test_errors(kwargs, message):

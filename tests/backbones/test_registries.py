@@ -51,6 +51,35 @@ def test_detector(backbone):
     assert all(p.grad is not None for p in model.backbone.parameters())
 
 
+def test_segmentor_passes_pretrained_on(backbone, tmp_path):
+    """mmseg's segmentors set the backbone's argument of that name."""
+    source = MODELS.build(backbone)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.fill_(0.25)
+    path = tmp_path / 'backbone.pth'
+    torch.save(source.state_dict(), path)
+    head = {'decode_head.norm_cfg': dict(type='BN'), 'decode_head.num_classes': 5}
+    model = build('fpn_r50', backbone, 'mmseg', pretrained=str(path), **head)
+    assert {p.unique().item() for p in model.backbone.parameters()} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ('error', 'kwargs', 'message'),
+    [
+        (TypeError, dict(pretrained=5), 'pretrained must be .* None, got 5'),
+        (
+            ValueError,
+            dict(pretrained='a.pth', init_cfg=dict(type='Normal')),
+            "pretrained='a.pth' and init_cfg=.* both name initial weights",
+        ),
+    ],
+)
+def test_pretrained_is_a_path_and_the_only_source(backbone, error, kwargs, message):
+    with pytest.raises(error, match=f'{backbone["type"]}: {message}'):
+        MODELS.build(backbone | kwargs)
+
+
 def test_segmentor(backbone):
     narrow = {'neck.out_channels': 16, 'decode_head.in_channels': [16] * 4}
     head = {'decode_head.norm_cfg': dict(type='BN'), 'decode_head.num_classes': 5}

@@ -1,11 +1,30 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from golden import Golden, relative_error
+from mmcv.cnn.bricks import ContextBlock
+from mmcv.ops import ModulatedDeformConv2dPack
+from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
 from torch import nn
+from upstream import mmpretrain
 
 from acmix_mm.backbones import ACmixResNet
 from acmix_mm.layers import ACmix
 from acmix_mm.registry import MODELS
+
+DCN = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
+CONTEXT = dict(cfg=dict(type='ContextBlock', ratio=1 / 4))
+PLUGINS = [
+    dict(CONTEXT, stages=(False, True, True, True), position='after_conv2'),
+    dict(
+        cfg=dict(type='ContextBlock', ratio=1 / 8, postfix='_first'),
+        stages=(False, True, True, True),
+        position='after_conv1',
+    ),
+    dict(cfg=dict(type='ContextBlock', ratio=1 / 16, postfix='_last'), position='after_conv3'),
+]
 
 
 def randomized(**kwargs) -> ACmixResNet:
@@ -166,20 +185,252 @@ def test_other_norms():
 @pytest.mark.parametrize(
     ('change', 'says'),
     [
-        (dict(depth=18), r'depth must be in \[26, 38, 50, 101\], got 18'),
+        (dict(depth=20), r'depth must be in \[18, 26, 34, 38, 50, 101, 152\], got 20'),
+        (dict(num_stages=0), 'num_stages must be 1 to 4, got 0'),
         (dict(num_stages=5), 'num_stages must be 1 to 4, got 5'),
+        (dict(num_stages=3), r'strides must have 3 values, .* got \(1, 2, 2, 2\)'),
         (dict(out_indices=(0, 4)), r'out_indices must be stages from 0 to 3, got \(0, 4\)'),
+        (dict(out_indices=(-1,)), r'out_indices must be stages from 0 to 3, got \(-1,\)'),
         (dict(style='torch'), "style must be .* got 'torch'"),
         (dict(frozen_stages=5), 'frozen_stages must be .* got 5'),
         (dict(strides=(1, 2)), r'strides must have 4 values, one for each stage, got \(1, 2\)'),
         (dict(stage_with_acmix=(True,)), 'stage_with_acmix must have 4 values'),
         (dict(pretrained='a.pth', init_cfg=dict(type='Normal')), "pretrained='a.pth' and init_cfg"),
         (dict(base_channels=6), 'multiple of num_heads=4, got 6'),
+        (dict(multi_grid=(1, 2, 4)), r'multi_grid must have 1 values, .* got \(1, 2, 4\)'),
+        (dict(dcn=dict(type='DCNv2'), stage_with_dcn=(True,)), 'stage_with_dcn must have 4 values'),
+        (
+            dict(dcn=dict(type='DCNv2'), stage_with_dcn=(True,) * 4, conv_cfg=dict(type='Conv2d')),
+            'conv_cfg must be None in a network with dcn',
+        ),
+        (dict(depth=18, plugins=[dict(cfg={}, position='')]), 'need bottlenecks, .* depth=18'),
+        (dict(depth=18, expansion=2), 'expansion must be 1 with .* depth=18, got 2'),
+        (dict(plugins=[dict(cfg={}, position='after_conv4')]), "position .* got 'after_conv4'"),
+        (
+            dict(plugins=[dict(cfg={}, position='after_conv1', stages=(True,))]),
+            'stages of a plugin must have 4 values',
+        ),
+        (dict(plugins=[dict(CONTEXT, position='after_conv1')] * 2), "the name 'context_block'"),
     ],
 )
 def test_refuses(change, says):
     with pytest.raises(ValueError, match=says):
         ACmixResNet(**(dict(depth=26, base_channels=8) | change))
+
+
+def randomize(network: nn.Module) -> None:
+    """Draw every weight and statistic anew, so that none hides an error."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith('running_var'):
+                tensor.uniform_(0.5, 2)
+            elif tensor.is_floating_point():
+                tensor.normal_(std=(2 / max(tensor[0].numel(), 8)) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(depth=18),
+        dict(depth=34, deep_stem=True, avg_down=True, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)),
+        dict(style='caffe', stem_channels=16),
+        dict(deep_stem=True, avg_down=True, out_indices=(1, 3)),
+        dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,)),
+        dict(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,)),
+        dict(norm_cfg=dict(type='GN', num_groups=4)),
+        dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True),
+        dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), multi_grid=(1, 2, 4)),
+        dict(dcn=DCN, stage_with_dcn=(False, True, False, True)),
+        dict(dcn=DCN, style='caffe', stage_with_dcn=(False, True, True, True)),
+        dict(plugins=PLUGINS),
+    ],
+    ids=str,
+)
+def test_without_acmix_layers_it_is_the_network_of_upstream(options):
+    """The same names and outputs, whatever the arguments are."""
+    options = dict(depth=50, base_channels=8, stem_channels=8, in_channels=2) | options
+    # mmseg lets a second plugin read what the first one read.
+    library = 'mmdet' if 'plugins' in options else 'mmseg'
+    theirs = pytest.importorskip(f'{library}.models').ResNet(**deepcopy(options))
+    theirs.eval()
+    randomize(theirs)
+    ours = ACmixResNet(**options, stage_with_acmix=(False,) * options.get('num_stages', 4)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    x = torch.randn(2, 2, 48, 33)
+    for out, expected in zip(ours(x), theirs(x), strict=True):
+        assert expected.std() > 0
+        torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize(('depth', 'layers'), [(18, 16), (34, 32), (101, 33), (152, 50)])
+def test_every_3x3_convolution_of_the_blocks_becomes_acmix(depth, layers):
+    with torch.device('meta'):
+        backbone = ACmixResNet(depth)
+        outs = backbone(torch.empty(1, 3, 64, 64))
+    assert sum(isinstance(m, ACmix) for m in backbone.modules()) == layers
+    convolutions = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    sides = [m.kernel_size[0] for m in convolutions if m.groups == 1]
+    assert sorted(sides)[-2:] == [1, 7]
+    widths = (64, 128, 256, 512) if depth < 50 else (256, 512, 1024, 2048)
+    assert [tuple(out.shape) for out in outs] == [
+        (1, width, 16 // 2**i, 16 // 2**i) for i, width in enumerate(widths)
+    ]
+    assert backbone.feat_dim == widths[-1]
+
+
+def test_wide_network_is_that_of_mmpretrain():
+    """Twice the channels within the blocks, the same outside."""
+    narrow = dict(depth=50, stem_channels=8, base_channels=16, expansion=2, out_indices=(0, 3))
+    theirs = mmpretrain('models.backbones').ResNet(**narrow)
+    theirs.eval()
+    randomize(theirs)
+    ours = ACmixResNet(**narrow, stage_with_acmix=(False,) * 4).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 32, 40)
+    for out, expected in zip(ours(x), theirs(x), strict=True):
+        torch.testing.assert_close(out, expected)
+    assert ours.feat_dim == theirs.feat_dim == 256
+
+
+def test_basic_blocks_train():
+    backbone = randomized(depth=18, with_cp=True, drop_path_rate=0.1)
+    sum(out.square().mean() for out in backbone(torch.randn(2, 3, 32, 32))).backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+    first, second = backbone.layer2[0].conv1, backbone.layer2[0].conv2
+    assert (first.stride, second.stride) == ((2, 2), (1, 1))
+
+
+@pytest.mark.parametrize('depth', [18, 26])
+@pytest.mark.parametrize('zero_init_residual', [True, False])
+def test_zero_init_residual(depth, zero_init_residual):
+    backbone = ACmixResNet(depth, base_channels=8, zero_init_residual=zero_init_residual)
+    backbone.init_weights()
+    for block in (*backbone.layer1, *backbone.layer4):
+        norms = [block.norm1, block.norm2] + ([block.norm3] if depth == 26 else [])
+        expected = [1.0] * (len(norms) - 1) + [1.0 - zero_init_residual]
+        assert [norm.weight.unique().item() for norm in norms] == expected
+
+
+def test_stages_with_dcn_keep_their_deformable_convolutions():
+    backbone = randomized(dcn=DCN, stage_with_dcn=(False, True, True, True))
+    kinds = [{type(block.conv2) for block in getattr(backbone, f'layer{i}')} for i in range(1, 5)]
+    assert kinds == [{ACmix}] + [{ModulatedDeformConv2dPack}] * 3
+    assert DCN['fallback_on_stride'] is False, 'the config is as it was'
+    sum(out.square().mean() for out in backbone(torch.randn(2, 3, 32, 32))).backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_dcn_falls_back_on_stride():
+    dcn = DCN | dict(fallback_on_stride=True)
+    for style, first in [('pytorch', ACmix), ('caffe', ModulatedDeformConv2dPack)]:
+        backbone = randomized(dcn=dcn, stage_with_dcn=(True,) * 4, style=style)
+        kinds = [type(block.conv2) for block in backbone.layer2]
+        assert kinds == [first, ModulatedDeformConv2dPack]
+        assert type(backbone.layer1[0].conv2) is ModulatedDeformConv2dPack
+
+
+def test_plugins_are_where_they_are_asked_for():
+    backbone = randomized(plugins=PLUGINS, with_cp=True)
+    with_plugin = [name for name, m in backbone.named_modules() if isinstance(m, ContextBlock)]
+    assert with_plugin == [
+        'layer1.0.context_block_last',
+        *(
+            f'layer{i}.{j}.context_block{postfix}'
+            for i, num_blocks in [(2, 2), (3, 4), (4, 1)]
+            for j in range(num_blocks)
+            for postfix in ('', '_first', '_last')
+        ),
+    ]
+    channels = {m.in_channels for m in backbone.layer2.modules() if isinstance(m, ContextBlock)}
+    assert channels == {16, 64}
+    sum(out.square().mean() for out in backbone(torch.randn(2, 3, 32, 32))).backward()
+    assert all(p.grad is not None for p in backbone.layer3[0].context_block.parameters())
+
+
+def test_synchronized_norms():
+    backbone = ACmixResNet(26, base_channels=8, norm_cfg=dict(type='SyncBN'), norm_eval=True)
+    randomize(backbone)
+    norms = [m for m in backbone.train().modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(norms) == 1 + 3 * 8 + 4
+    assert not any(norm.training for norm in norms)
+    assert backbone(torch.randn(1, 3, 32, 32))[-1].shape == (1, 256, 1, 1)
+
+
+@pytest.mark.parametrize('depth', [50, 101, 152])
+def test_layers_of_learning_rates_are_those_of_mmpretrain(depth):
+    narrow = dict(depth=depth, stem_channels=8, base_channels=8)
+    theirs, ours = mmpretrain('models.backbones').ResNet(**narrow), ACmixResNet(**narrow)
+    names = [f'backbone.{name}' for name, _ in theirs.named_parameters()] + ['head.fc.weight']
+    layers = {name: ours.get_layer_depth(name, 'backbone.') for name in names}
+    assert layers == {name: theirs.get_layer_depth(name, 'backbone.') for name in names}
+    assert ours.get_layer_depth('layer2.3.conv2.mix.alpha')[0] == (2 if depth == 152 else 3)
+
+
+def test_layers_of_learning_rates_of_fewer_stages():
+    backbone = ACmixResNet(18, base_channels=8, num_stages=3, strides=(1, 2, 2), dilations=(1,) * 3,
+                           out_indices=(2,))  # fmt: skip
+    names = ('conv1.weight', 'layer1.1.conv1.mix.alpha', 'layer2.0.bn1.bias', 'layer3.1.bn1.bias')
+    assert [backbone.get_layer_depth(name) for name in names] == [(i, 5) for i in range(4)]
+
+
+class TestInitialStatistics:
+    """BatchNorm that keeps mean 0 and variance 1 during training does not normalize."""
+
+    @pytest.fixture
+    def messages(self, monkeypatch) -> list[str]:
+        messages = []
+        record = lambda message, *_, **__: messages.append(message)  # noqa: E731
+        monkeypatch.setattr('acmix_mm.backbones.common.print_log', record)
+        return messages
+
+    def test_warns_once(self, messages):
+        for _ in range(2):
+            ACmixResNet(26, base_channels=8).train().train()
+        assert len(messages) == 2
+        assert '29 BatchNorm layers do not normalize' in messages[0]
+        assert 'set norm_eval=False and frozen_stages=-1' in messages[0]
+
+    def test_warns_of_frozen_stages(self, messages):
+        ACmixResNet(26, base_channels=8, norm_eval=False, frozen_stages=1).train()
+        assert '5 BatchNorm layers do not normalize' in messages[0]
+
+    def test_says_nothing_of_norms_that_are_trained(self, messages):
+        ACmixResNet(26, base_channels=8, norm_eval=False).train()
+        assert not messages
+
+    def test_says_nothing_at_inference(self, messages):
+        ACmixResNet(26, base_channels=8, frozen_stages=4).eval()
+        assert not messages
+
+    def test_says_nothing_of_a_checkpoint(self, messages, tmp_path):
+        plain = ACmixResNet(26, base_channels=8, stage_with_acmix=(False,) * 4)
+        randomize(plain)
+        path = str(tmp_path / 'plain.pth')
+        torch.save(plain.state_dict(), path)
+        backbone = ACmixResNet(26, base_channels=8, frozen_stages=1, pretrained=path)
+        backbone.init_weights()
+        backbone.train()
+        assert not messages
+
+    @pytest.mark.parametrize('loaded', [False, True])
+    def test_two_changed_lines_of_a_config_of_mmseg(self, messages, loaded):
+        """A config may rely on mmseg's default norm_eval=False, which is not ours."""
+        registry = pytest.importorskip('mmseg.registry')
+        cfg = get_config('mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py').model
+        cfg.pretrained = None
+        cfg.backbone.update(type='ACmixResNet', deep_stem=True, depth=26, base_channels=8)
+        del cfg.backbone['norm_eval']
+        cfg.decode_head.in_channels, cfg.auxiliary_head.in_channels = 256, 128
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            model = registry.MODELS.build(cfg)
+        if loaded:
+            randomize(model.backbone)
+        model.train()
+        assert [message[:43] for message in messages] == (
+            [] if loaded else ['ACmixResNet: 31 BatchNorm layers do not nor']
+        )
 
 
 class TestCheckpoints:

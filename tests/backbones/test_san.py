@@ -107,6 +107,14 @@ def test_shifts_survive_an_initialiser():
     assert torch.equal(kernel[0], torch.eye(9).view(9, 3, 3))
 
 
+def test_attributes_are_those_of_the_other_backbones():
+    backbone = randomized(out_indices=(0, 1, 2, 3, 4), frozen_stages=1)
+    outs = backbone.eval()(torch.rand(1, 3, 32, 32))
+    assert backbone.num_features == [out.shape[1] for out in outs] == [32, 128, 256, 512, 1024]
+    assert (backbone.depth, backbone.base_channels, backbone.num_stages) == (10, 32, 5)
+    assert (backbone.out_indices, backbone.frozen_stages) == ((0, 1, 2, 3, 4), 1)
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
@@ -128,3 +136,15 @@ def test_errors(kwargs, message):
 def test_image_too_small():
     with pytest.raises(ValueError, match='at least 32x32 pixels, got 31x64'):
         randomized()(torch.randn(1, 3, 31, 64))
+
+
+def test_warns_of_norms_that_keep_their_initial_statistics(monkeypatch):
+    messages = []
+    record = lambda message, *_, **__: messages.append(message)  # noqa: E731
+    monkeypatch.setattr('acmix_mm.backbones.common.print_log', record)
+    randomized(norm_eval=False).train()
+    assert not messages
+    backbone = randomized(norm_eval=True)
+    norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    backbone.train()
+    assert messages[0].startswith(f'_Small: {len(norms)} BatchNorm layers do not normalize')

@@ -3,6 +3,7 @@ import torch
 from golden import Golden, relative_error
 from mmengine.registry import DefaultScope
 from torch import nn
+from upstream import mmpretrain
 
 from acmix_mm.backbones import ACmixSwin
 from acmix_mm.layers import WindowACmix
@@ -124,6 +125,58 @@ def test_out_indices_have_a_norm_each():
     assert len(some(x)) == 2
 
 
+def test_outputs_after_the_patch_mergings():
+    """As in mmpretrain: each output is the input of the next stage, the last one as it is."""
+    x = torch.randn(1, 3, 64, 64)
+    backbone = randomized(out_after_downsample=True)
+    assert backbone.num_features == [24, 48, 96, 96]
+    merged = []
+    for stage in backbone.stages:
+        stage.register_forward_hook(lambda *args: merged.append(args[2][0]))
+    for i, out in enumerate(backbone(x)):
+        expected = getattr(backbone, f'norm{i}')(merged[i]).permute(0, 3, 1, 2)
+        torch.testing.assert_close(out, expected)
+        assert out.shape[1] == backbone.num_features[i]
+
+
+def test_norm_eval_keeps_running_statistics():
+    for norm_eval in (True, False):
+        backbone = randomized(norm_eval=norm_eval)
+        backbone.norm3 = nn.BatchNorm1d(96)
+        assert backbone.train().norm3.training != norm_eval
+        assert backbone.stages[3].training
+
+
+def test_names_of_mmpretrain():
+    small = dict(embed_dims=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 4])
+    backbone = ACmixSwin(arch=small, img_size=64, use_abs_pos_embed=True, out_indices=(3,))
+    assert backbone.absolute_pos_embed.shape == (1, 16 * 16, 12)
+    assert [backbone.depths, backbone.num_heads] == [[1, 1, 1, 1], [1, 2, 3, 4]]
+    with torch.device('meta'):
+        assert ACmixSwin(arch='b').num_features == [128, 256, 512, 1024]
+
+
+def test_window_size_in_stage_cfgs():
+    backbone = randomized(stage_cfgs=dict(block_cfgs=dict(window_size=12)))
+    layers = [m for m in backbone.modules() if isinstance(m, WindowACmix)]
+    assert [(layer.window_size, layer.shift_size) for layer in layers[:2]] == [(12, 0), (12, 6)]
+    assert {layer.window_size for layer in layers} == {12}
+
+
+def test_equal_height_and_width_are_a_side():
+    backbone = randomized(window_size=(5, 5), patch_size=[4, 4], pretrain_img_size=(64,))
+    assert backbone.stages[0].blocks[0].attn.window_size == 5
+    assert torch.equal(randomized(window_size=5).state_dict()['norm3.bias'], backbone.norm3.bias)
+
+
+@pytest.mark.parametrize('mode', ['bicubic', 'bilinear'])
+def test_absolute_position_embedding_is_interpolated_as_in_mmpretrain(mode):
+    resize = mmpretrain('models.utils').resize_pos_embed
+    backbone = randomized(use_abs_pos_embed=True, pretrain_img_size=64, interpolate_mode=mode)
+    expected = resize(backbone.absolute_pos_embed, (16, 16), (10, 13), mode, 0)
+    torch.testing.assert_close(backbone._position((10, 13)), expected)
+
+
 def test_options_reach_every_layer():
     acmix_cfg = dict(
         num_conv_pairs=2, path_weights='complementary', roll_conv=False, mask_padding=True
@@ -176,6 +229,31 @@ def test_shifts_survive_the_default_initialiser():
         (dict(out_indices=(1, 4)), r'out_indices must be stages from 0 to 3, got \(1, 4\)'),
         (dict(frozen_stages=5), r'frozen_stages must be -1 \(none\) or 0 to 4, got 5'),
         (dict(patch_size=8), r'strides\[0\] must be patch_size=8, .* got 4'),
+        (dict(out_indices=[-1]), r'out_indices must be stages from 0 to 3, got \[-1\]'),
+        (dict(window_size=(7, 8)), r'window_size must be square, got \(7, 8\)'),
+        (dict(window_size=(14, 14, 14, 7)), r'window_size must be the side .* got \(14, 14, 14, 7'),
+        (dict(patch_size=(4, 2)), r'patch_size must be square, got \(4, 2\)'),
+        (
+            dict(pretrain_img_size=(3, 224, 224)),
+            r'pretrain_img_size must be the side of a square, or height .* got \(3, 224, 224\)',
+        ),
+        (
+            dict(pretrain_img_size=384, img_size=256),
+            'img_size=256 and pretrain_img_size=384 are names of one argument',
+        ),
+        (
+            dict(stage_cfgs=dict(block_cfgs=dict(window_size=7, ffn_cfgs={}))),
+            r'stage_cfgs must be dict\(block_cfgs=dict\(window_size=...\)\), .* got .*ffn_cfgs',
+        ),
+        (
+            dict(stage_cfgs=[dict(block_cfgs=dict(window_size=7))] * 4),
+            r'stage_cfgs must be .*, for all stages alike, got \[',
+        ),
+        (dict(arch='huge'), r"arch must be one of \['tiny', .*\], got 'huge'"),
+        (
+            dict(arch=dict(embed_dims=96)),
+            r"arch must have the keys \['embed_dims', 'depths', 'num_heads'\], got \['embed",
+        ),
     ],
 )
 def test_refuses(kwargs, message):
@@ -203,6 +281,38 @@ class TestPlainSwin:
         backbone = ACmixSwin(**(NARROW | kwargs), init_cfg=init_cfg)
         backbone.init_weights()
         return backbone.double().eval()
+
+    @pytest.mark.parametrize('size', [(64, 64), (41, 200)])
+    def test_equals_mmdet_on_small_maps(self, tmp_path, size):
+        """It shifts windows in all maps, however small."""
+        plain, options = self.plain(), dict(pad_small_map=True)
+        backbone = self.from_file(tmp_path / 'swin.pth', plain.state_dict(), **options)
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        with torch.no_grad():
+            for ours, theirs in zip(backbone(x), plain(x), strict=True):
+                assert relative_error(ours, theirs) <= 1e-6
+
+    @pytest.mark.parametrize('options', [dict(pad_small_map=True), dict(out_after_downsample=True)])
+    def test_equals_mmpretrain(self, tmp_path, options):
+        swin = mmpretrain('models.backbones').SwinTransformer
+        arch = dict(embed_dims=12, depths=[2, 1, 3, 2], num_heads=[3, 6, 12, 24])
+        options = dict(arch=arch, out_indices=(0, 2, 3)) | options
+        plain = swin(**options).double()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in plain.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        plain.eval()  # returns nothing
+        torch.save(plain.state_dict(), tmp_path / 'swin.pth')
+        backbone = ACmixSwin(**options, pretrained=str(tmp_path / 'swin.pth'))
+        backbone.init_weights()
+        backbone.double().eval()
+        # Without pad_small_map mmpretrain refuses maps smaller than a window, here of 7 pixels.
+        # The last maps, of 7x14, are not shifted without it.
+        x = torch.randn(1, 3, 224, 448, dtype=torch.float64)
+        with torch.no_grad():
+            for ours, theirs in zip(backbone(x), plain(x), strict=True):
+                assert relative_error(ours, theirs) <= 1e-6
 
     @pytest.mark.parametrize('size', [(237, 301), (253, 390)])
     @pytest.mark.parametrize('form', ['mm', 'microsoft'])

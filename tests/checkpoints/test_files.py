@@ -9,11 +9,18 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from versions import LOADERS
 
-from acmix_mm.checkpoints import unwrap
+from acmix_mm.checkpoints import files, unwrap
 from acmix_mm.checkpoints.files import published_meta, read_checkpoint, write_checkpoint
 
 STATE = {'a.weight': torch.arange(6.0).view(2, 3), 'b': torch.tensor([1], dtype=torch.int64)}
+
+
+@pytest.fixture(autouse=True, params=LOADERS)
+def loader(request, monkeypatch):
+    """Run each test with torch's unpickler and with the one for older versions of torch."""
+    monkeypatch.setattr(files, 'load_restricted', request.param)
 
 
 def equal(a: dict, b: dict) -> bool:

@@ -7,6 +7,13 @@ from acmix_mm.checkpoints import identify
 from acmix_mm.checkpoints.pvt import position_map, resize_position
 
 NARROW = dict(embed_dims=8, num_layers=(1, 2, 1, 1))
+V2 = dict(
+    patch_sizes=(7, 3, 3, 3),
+    paddings=(3, 1, 1, 1),
+    use_abs_pos_embed=False,
+    norm_after_stage=True,
+    use_conv_ffn=True,
+)
 
 
 def plain(**kwargs):
@@ -26,8 +33,8 @@ def loaded(state_dict: dict[str, Tensor], **kwargs) -> ACmixPVT:
     return backbone
 
 
-def authors_checkpoint() -> dict[str, Tensor]:
-    """Return random weights with the names and shapes of the authors' classifier."""
+def authors_checkpoint(version: int = 1) -> dict[str, Tensor]:
+    """Return random weights with the names and shapes of the authors' classifier, PVT or PVTv2."""
     torch.manual_seed(0)
     entries: dict[str, tuple[int, ...]] = {}
 
@@ -38,7 +45,11 @@ def authors_checkpoint() -> dict[str, Tensor]:
     geometry = zip((8, 16, 40, 64), (1, 2, 1, 1), (8, 4, 2, 1), (8, 8, 4, 4), strict=True)
     for stage, (dims, depth, reduction, ratio) in enumerate(geometry, 1):
         patch, tokens = 4 if stage == 1 else 2, (56 // 2 ** (stage - 1)) ** 2
-        entries[f'pos_embed{stage}'] = (1, tokens + (stage == 4), dims)
+        if version == 1:
+            entries[f'pos_embed{stage}'] = (1, tokens + (stage == 4), dims)
+        else:
+            patch = 7 if stage == 1 else 3
+            layer(f'norm{stage}', dims)
         layer(f'patch_embed{stage}.proj', dims, in_channels, patch, patch)
         layer(f'patch_embed{stage}.norm', dims)
         for j in range(depth):
@@ -53,9 +64,12 @@ def authors_checkpoint() -> dict[str, Tensor]:
             layer(f'{block}.norm2', dims)
             layer(f'{block}.mlp.fc1', ratio * dims, dims)
             layer(f'{block}.mlp.fc2', dims, ratio * dims)
+            if version == 2:
+                layer(f'{block}.mlp.dwconv.dwconv', ratio * dims, 1, 3, 3)
         in_channels = dims
-    entries['cls_token'] = (1, 1, 64)
-    layer('norm', 64)
+    if version == 1:
+        entries['cls_token'] = (1, 1, 64)
+        layer('norm', 64)
     layer('head', 10, 64)
     return {name: torch.randn(shape) * 0.2 for name, shape in entries.items()}
 
@@ -71,6 +85,44 @@ def assert_same_outputs(ours: ACmixPVT, theirs, size: tuple[int, int]) -> None:
 def test_mmdet_checkpoint_gives_the_plain_output(size):
     theirs = plain()
     assert_same_outputs(loaded(theirs.state_dict()), theirs, size)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(use_abs_pos_embed=False),
+        dict(norm_after_stage=True),
+        dict(use_conv_ffn=True, mlp_ratios=(8, 8, 4, 2)),
+        V2,
+    ],
+    ids=['no position embedding', 'norm', 'convolution', 'PVTv2'],
+)
+def test_mmdet_checkpoint_of_each_option_gives_the_plain_output(options):
+    theirs = plain(**options)
+    assert_same_outputs(loaded(theirs.state_dict(), **options), theirs, (75, 98))
+
+
+def test_authors_v2_checkpoint_gives_the_plain_output():
+    convert = pytest.importorskip('mmdet.models.backbones.pvt').pvt_convert
+    checkpoint = authors_checkpoint(version=2)
+    theirs = plain(**V2)
+    theirs.load_state_dict(convert(dict(checkpoint)))
+    assert_same_outputs(loaded(checkpoint, **V2), theirs, (75, 98))
+
+
+def test_segformer_encoder_is_a_pvt_v2():
+    """mmseg's MixVisionTransformer has the layers and the names of mmdet's PVTv2."""
+    torch.manual_seed(0)
+    sizes = dict(num_layers=(1, 2, 1, 1), num_heads=(1, 2, 5, 8), sr_ratios=(8, 4, 2, 1))
+    theirs = pytest.importorskip('mmseg.models').MixVisionTransformer(embed_dims=8, **sizes)
+    theirs.double().eval()
+    ours = loaded(theirs.state_dict(), **V2, mlp_ratios=(4, 4, 4, 4))
+    assert_same_outputs(ours, theirs, (75, 98))
+
+
+def test_v2_checkpoint_needs_the_options_of_v2():
+    with pytest.raises(RuntimeError, match=r'blocks\.0\.ffn\.layers\.0\.1\.weight'):
+        loaded(authors_checkpoint(version=2))
 
 
 def test_authors_checkpoint_gives_the_plain_output():
@@ -136,16 +188,7 @@ def test_position_of_other_channels_is_left_for_torch_to_refuse():
     assert resize_position(position, (1, 4, 9, 9)) is position
 
 
-def test_pvt_v2_is_refused():
-    checkpoint = {k: v for k, v in authors_checkpoint().items() if not k.startswith('pos_embed')}
-    checkpoint['block1.0.mlp.dwconv.dwconv.weight'] = torch.zeros(64, 1, 3, 3)
-    assert identify(checkpoint) is None
-    with pytest.raises(
-        ValueError, match='ACmixPVT cannot load this checkpoint: its format is unknown'
-    ):
-        ACmixPVT(**NARROW).load_state_dict(checkpoint)
-
-
 def test_own_checkpoint_is_ours():
-    backbone = ACmixPVT(**NARROW)
-    assert identify(backbone.state_dict())[1].name == 'ACmixPVT of acmix-mm'
+    for options in ({}, V2):
+        backbone = ACmixPVT(**NARROW | options)
+        assert identify(backbone.state_dict())[1].name == 'ACmixPVT of acmix-mm'

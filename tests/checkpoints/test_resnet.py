@@ -1,6 +1,9 @@
+import pytest
 import torch
 from golden import Golden
+from upstream import mmpretrain
 
+from acmix_mm.backbones import ACmixResNet
 from acmix_mm.checkpoints import identify
 
 
@@ -34,3 +37,20 @@ def test_plain():
     assert list(conversion.state_dict) == names
     assert conversion.dropped == {'fc.bias': 'classifier head'}
     assert conversion.unknown == ['what']
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+@pytest.mark.parametrize('variant', ['ResNetV1c', 'ResNetV1d'])
+def test_plain_variants_of_mmpretrain(variant, depth):
+    """Their stems, and in ResNet-D the first shortcut, are numbered in another way."""
+    torch.manual_seed(0)
+    narrow = dict(depth=depth, stem_channels=8, base_channels=8, out_indices=(0, 3))
+    theirs = getattr(mmpretrain('models.backbones'), variant)(**narrow)
+    family, fmt = identify(theirs.state_dict())
+    assert (family.name, fmt.name) == ('ACmixResNet', 'plain ResNet-C or -D (mmpretrain)')
+    options = dict(deep_stem=True, avg_down=variant == 'ResNetV1d', stage_with_acmix=(False,) * 4)
+    ours = ACmixResNet(**narrow, **options)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 33, 40)
+    for out, expected in zip(ours(x), theirs(x), strict=True):
+        torch.testing.assert_close(out, expected)

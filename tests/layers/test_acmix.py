@@ -5,6 +5,7 @@ import torch
 from golden import Golden, noise, relative_error
 from mmengine.model import BaseModule
 from torch import nn
+from versions import needs_compiler, needs_half_on_cpu
 
 from acmix_mm.layers import ACmix
 from acmix_mm.layers.acmix import coordinates
@@ -127,7 +128,9 @@ def test_empty_batch(stride):
     assert x.grad.shape == (0, 8, 9, 9)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpu)]
+)
 def test_half_precision_weights_and_autocast(dtype):
     layer = randomized(16, 16)
     x = torch.randn(2, 16, 12, 13)
@@ -154,12 +157,14 @@ def test_channels_last():
     torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), expected)
 
 
+@needs_compiler
 def test_compiles_without_graph_breaks():
     layer, x = randomized(8, 8), torch.randn(1, 8, 9, 10)
     compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(x), layer(x))
 
 
+@needs_compiler
 @needs_kernels
 @pytest.mark.parametrize('stride', [1, 2])
 def test_one_compilation_serves_every_size(stride):
@@ -177,6 +182,7 @@ def test_one_compilation_serves_every_size(stride):
     assert len(frames) == 1
 
 
+@needs_compiler
 @needs_kernels
 @pytest.mark.parametrize('stride', [1, 2])
 def test_exports_for_every_size(stride):
@@ -212,6 +218,18 @@ def test_coordinates_are_made_once_per_size():
     assert make(7) is not make(8)
     torch.testing.assert_close(make(7)[0, 0, 0], torch.linspace(-1, 1, 7))
     torch.testing.assert_close(make(7)[0, 1, :, 0], torch.linspace(-1, 1, 5))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_coordinates_are_rounded_once(dtype):
+    for length in (1, 2, 3, 7, 50, 84, 333, 4097):
+        index = torch.arange(length, dtype=torch.float64)
+        expected = (2 * index / max(length - 1, 1) - 1).to(dtype)
+        ours = coordinates(1, length, dtype, torch.device('cpu'))[0, 0, 0]
+        assert ours.dtype == dtype
+        torch.testing.assert_close(
+            ours, expected, rtol=0, atol=2e-16 if dtype == torch.float64 else 0
+        )
 
 
 def test_forward_stays_on_its_device():

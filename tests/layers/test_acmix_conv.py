@@ -43,7 +43,7 @@ def test_conv_module():
 @pytest.mark.parametrize(
     ('change', 'says'),
     [
-        (dict(groups=2), '2 groups'),
+        (dict(groups=2), r"2 groups.* dict\(type='ACmix', grouped='conv'\)"),
         (dict(padding=0), r'padding must be 1, got 0'),
         (dict(kernel_size=4, padding=2), 'kernel_size must be .* odd .* got 4'),
         (dict(kernel_size=(3, 5)), r'kernel_size of ACmix must be the same in height and width'),
@@ -53,6 +53,41 @@ def test_refuses(change, says):
     good = dict(in_channels=8, out_channels=8, kernel_size=3, padding=1)
     with pytest.raises(ValueError, match=says):
         build_conv_layer(CFG, **(good | change))
+
+
+def test_unknown_treatment_of_groups_is_refused():
+    with pytest.raises(ValueError, match="grouped must be 'error' or 'conv', got 'skip'"):
+        build_conv_layer(dict(CFG, grouped='skip'), 8, 8, 3, padding=1)
+
+
+@pytest.mark.parametrize('groups', [2, 8])
+def test_grouped_requests_as_plain_convolutions(groups):
+    cfg = dict(CFG, grouped='conv')
+    layer = build_conv_layer(cfg, 8, 8, (3, 5), stride=2, padding=(1, 2), groups=groups, bias=False)
+    assert type(layer) is nn.Conv2d
+    assert (layer.groups, layer.kernel_size, layer.stride) == (groups, (3, 5), (2, 2))
+    assert (layer.padding, layer.bias) == ((1, 2), None)
+    assert isinstance(build_conv_layer(cfg, 8, 8, 3, padding=1), ACmix)
+
+
+def test_depthwise_separable_network():
+    """RTMDet's backbone has convolutions of both kinds."""
+    cspnext = pytest.importorskip('mmdet.models').CSPNeXt
+    cfg = dict(CFG, grouped='conv')
+    backbone = cspnext(widen_factor=0.125, deepen_factor=0.34, conv_cfg=cfg)
+    depthwise = [
+        m for m in backbone.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (5, 5)
+    ]
+    assert len(depthwise) == 6
+    assert all(type(m) is nn.Conv2d and m.groups == m.in_channels for m in depthwise)
+    assert [out.shape[1] for out in backbone(torch.randn(2, 3, 32, 32))] == [32, 64, 128]
+
+
+@pytest.mark.parametrize('inherited', [dict(deform_groups=1), dict(fallback_on_stride=False)])
+def test_options_of_deformable_convolutions_are_refused(inherited):
+    name = next(iter(inherited))
+    with pytest.raises(TypeError, match=rf"{name}=.*dict\(_delete_=True, type='ACmix'\)"):
+        build_conv_layer(CFG | inherited, 8, 8, 3, padding=1)
 
 
 def test_registry_builds_by_the_signature_of_a_convolution():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from versions import needs_torch
 
 from acmix_mm.layers import ShiftConv
 
@@ -34,6 +35,28 @@ def test_survives_initialisers_that_walk_over_convolutions():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
     assert torch.equal(parent[0].kernel, before)
+
+
+@needs_torch('2.5', 'torch.distributed.tensor')
+def test_starts_as_shifts_where_it_is_sharded():
+    """As a layer that was made on the meta device, and sharded by FSDP2, is initialized."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group('fake', rank=0, world_size=2, store=FakeStore())
+    try:
+        mesh = init_device_mesh('cpu', (2,))
+        conv = ShiftConv(num_maps=6, map_channels=4, out_channels=8)
+        conv.kernel = nn.Parameter(
+            distribute_tensor(torch.full_like(conv.kernel, 7), mesh, [Shard(0)])
+        )
+        conv.fc_weight = nn.Parameter(distribute_tensor(conv.fc_weight.detach(), mesh, [Shard(1)]))
+        conv.reset_parameters()
+        kernels = conv.kernel.to_local()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(kernels, torch.eye(9).view(9, 3, 3).expand(4, 9, 3, 3))
 
 
 def test_repr_shows_sizes():

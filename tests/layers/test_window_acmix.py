@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from versions import needs_compiler, needs_fused_attention, needs_half_on_cpu
 
 from acmix_mm.layers import WindowACmix
 from acmix_mm.ops import shift_conv
@@ -26,7 +27,8 @@ def by_definition(layer: WindowACmix, x: Tensor) -> Tensor:
     height, width = x.shape[1:3]
     x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
     size = x.shape[1:3]
-    shifts = [layer.shift_size if length > side else 0 for length in size]
+    shifted = layer.shift_small_maps or min(height, width) > side
+    shifts = [layer.shift_size if shifted else 0] * 2
     qkv = layer.qkv(x)
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(3, 0, 4, 1, 2, 5)  # B, N, H, W, D each
 
@@ -69,7 +71,11 @@ def convolve_by_definition(layer: WindowACmix, qkv: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize('size', [(8, 12), (9, 11), (3, 4), (4, 10), (1, 1)])
-@pytest.mark.parametrize('options', [{}, dict(mask_padding=True), dict(roll_conv=False)])
+@pytest.mark.parametrize(
+    'options',
+    [{}, dict(mask_padding=True), dict(roll_conv=False), dict(shift_small_maps=True)],
+    ids=lambda options: next(iter(options), 'default'),
+)
 @pytest.mark.parametrize('shift_size', [0, 2])
 def test_equals_the_definition(size, options, shift_size):
     layer = randomized(12, 3, window_size=4, shift_size=shift_size, **options).double()
@@ -92,9 +98,15 @@ def test_unrolled_convolution_differs_along_the_seam():
 
 
 def test_window_shift_is_seen_only_in_maps_larger_than_a_window():
+    """As in the released code: if min(input_resolution) <= window_size, neither axis is shifted."""
     plain, shifted = randomized(8, 2), randomized(8, 2, shift_size=3)
-    small, large = torch.randn(1, 7, 7, 8), torch.randn(1, 7, 14, 8)
-    torch.testing.assert_close(shifted(small), plain(small))
+    always = randomized(8, 2, shift_size=3, shift_small_maps=True)
+    for size in [(7, 7), (7, 14), (21, 7), (3, 15)]:
+        x = torch.randn(1, *size, 8)
+        torch.testing.assert_close(shifted(x), plain(x))
+        assert not torch.allclose(always(x), plain(x))
+    large = torch.randn(1, 8, 14, 8)
+    assert torch.equal(shifted(large), always(large))
     assert not torch.allclose(shifted(large), plain(large))
 
 
@@ -179,7 +191,9 @@ def test_starts_as_the_released_layer():
     assert layer.relative_position_bias_table.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpu)]
+)
 def test_half_precision_weights_and_autocast(dtype):
     layer = randomized(16, 2, shift_size=3)
     x = torch.randn(2, 9, 15, 16)
@@ -209,6 +223,7 @@ def test_masks_made_in_inference_train():
     assert layer.qkv.weight.grad is not None
 
 
+@needs_compiler
 def test_compiles():
     layer = randomized(8, 2, window_size=4, shift_size=2)
     x = torch.randn(1, 6, 9, 8)
@@ -235,6 +250,7 @@ def test_convolution_path_reads_the_projections_in_place():
     assert seen[0].data_ptr() == projected[0].data_ptr()
 
 
+@needs_fused_attention
 @pytest.mark.parametrize('shift_size', [0, 3])
 def test_attention_runs_fused(shift_size):
     layer = randomized(32, 2, shift_size=shift_size)

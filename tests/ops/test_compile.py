@@ -5,8 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from versions import needs_compiler
 
 from acmix_mm.ops import available_backends, neighborhood_attention, shift_conv
+
+pytestmark = needs_compiler
 
 
 def attend(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from versions import needs_compiler, needs_half_on_cpu
 
 from acmix_mm.ops import available_backends, neighborhood_aggregation
 
@@ -42,7 +43,9 @@ def test_gradients(size, backend):
     assert torch.autograd.gradcheck(aggregate, (weights, v))
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpu)]
+)
 def test_half_precision(dtype):
     weights, v = inputs((9, 12), 3)
     out = neighborhood_aggregation(weights.to(dtype), v.to(dtype), 3)
@@ -51,6 +54,7 @@ def test_half_precision(dtype):
     torch.testing.assert_close(out.double(), expected, atol=0.1, rtol=0.02)
 
 
+@needs_compiler
 def test_compiles_without_graph_breaks():
     weights, v = (x.requires_grad_() for x in inputs((5, 6), 3))
     compiled = torch.compile(neighborhood_aggregation, fullgraph=True, backend='aot_eager')

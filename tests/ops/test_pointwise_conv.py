@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from versions import needs_opcheck
 
 from acmix_mm.ops import available_backends, pointwise_conv
 from acmix_mm.ops.backends import cpu
@@ -76,6 +77,7 @@ def test_a_part_may_be_unused():
     torch.testing.assert_close(ours, theirs)
 
 
+@needs_opcheck
 @needs_kernels
 def test_registration():
     tensors = [torch.randn(shape).requires_grad_() for shape in ((2, 3, 4, 5), (6, 3), (6,))]

@@ -146,6 +146,15 @@ def test_labels_are_those_that_training_sees(root):
     assert len(inspect(SEGMENTOR, root, metainfo=classes).errors) > 1
 
 
+def test_labels_of_a_data_set_that_does_not_name_its_classes(root):
+    paint(root / MAP, 5)
+    unnamed = {**training_set(SEGMENTOR, root), 'metainfo': {}}
+    assert inspect_dataset(unnamed).errors == []
+    (error,) = inspect_dataset(unnamed, num_classes=5).errors
+    assert f'{MAP} has the labels 5: 5 classes are 0 to 4, and 255 is ignored' in error
+    assert inspect_dataset(unnamed, num_classes=6).errors == []
+
+
 def test_no_images(root):
     (error,) = inspect(SEGMENTOR, root, img_suffix='.tif').errors
     assert 'no images' in error

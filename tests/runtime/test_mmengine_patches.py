@@ -1,17 +1,22 @@
 """The workarounds for mmengine that our tools apply."""
 
 import pickle
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 from mmengine import _strategy
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
+from versions import needs_safe_torch_load
 
 from acmix_mm.runtime import mmengine_patches as patches
-from acmix_mm.runtime import patch_mmengine
+from acmix_mm.runtime import patch_mmengine, require_inputs
 
 
 @pytest.fixture
@@ -41,6 +46,7 @@ def check_loaded(logs):
     assert logs['count'] == 3
 
 
+@needs_safe_torch_load
 def test_checkpoint_with_logs_loads(tmp_path, upstream_mmengine, logs):
     path = str(tmp_path / 'checkpoint.pth')
     torch.save(logs, path)
@@ -109,13 +115,53 @@ def test_local_safetensors_load(tmp_path, monkeypatch):
         assert torch.equal(loaded['conv.weight'], weights['conv.weight'])
 
 
+class Handler(SimpleHTTPRequestHandler):
+    """Serve the files of a folder, and keep the paths that were asked for."""
+
+    def do_GET(self):
+        self.server.requested.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serve the folder of the test at ``server.address``."""
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=str(tmp_path))) as server:
+        server.requested = []
+        server.address = f'http://127.0.0.1:{server.server_port}'
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize('query', ['', '?download=true'])
+def test_safetensors_of_a_url_are_downloaded_once(server, tmp_path, monkeypatch, query):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    weights = {'conv.weight': torch.rand(2, 3)}
+    save_file(weights, tmp_path / 'x.safetensors')
+    url = f'{server.address}/x.safetensors{query}'
+    require_inputs(Config(dict()), [], [url])  # as the tools do; it patches
+    loaded = CheckpointLoader.load_checkpoint(url, map_location='cpu')['state_dict']
+    assert torch.equal(loaded['conv.weight'], weights['conv.weight'])
+    assert server.requested == [f'/x.safetensors{query}']
+    assert (tmp_path / 'torch/hub/checkpoints/x.safetensors').is_file()
+    with pytest.raises(SystemExit, match=r'missing\.safetensors cannot be loaded \(HTTPError'):
+        require_inputs(Config(dict()), [], [f'{server.address}/missing.safetensors'])
+
+
 @pytest.mark.usefixtures('patched')
 @pytest.mark.parametrize(
     ('address', 'loader'),
     [
         ('s3://bucket/x.safetensors', 'load_from_ceph'),
-        ('http://host/x.safetensors', 'load_from_http'),
-        ('https://host/x.safetensors', 'load_from_http'),
+        ('http://host/x.pth', 'load_from_http'),
+        ('https://host/x.pth?name=x.safetensors', 'load_from_http'),
         ('openmmlab://x.safetensors', 'load_from_openmmlab'),
         ('x.pth', 'load_from_local'),
     ],

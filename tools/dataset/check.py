@@ -3,10 +3,11 @@
 
     python tools/dataset/check.py configs/mask_rcnn_acmix.py [--samples 32] [--cfg-options ...]
 
-For each data set, it checks that all files exist, including those that the annotations name, and
-that the classes fit the config. It compares the numbers of images and annotations with those of
-COCO, ADE20K, Cityscapes, PASCAL VOC 2012 and ImageNet-1k, and decodes a sample of images with their
-annotations. Errors give exit code 1. Notes, for example on incomplete data sets, do not.
+Each head of the model must have as many classes as the data. For each data set, it checks that all
+files exist, including those that the annotations name, and that the classes fit the config. It
+compares the numbers of images and annotations with those of COCO, ADE20K, Cityscapes, PASCAL VOC
+2012 and ImageNet-1k, and decodes a sample of images with their annotations. Errors give exit code
+1. Notes, for example on incomplete data sets, do not.
 """
 
 import sys
@@ -16,6 +17,7 @@ from functools import partial
 from mmengine.registry import init_default_scope
 from mmengine.utils import track_iter_progress
 
+from acmix_mm.preflight.classes import numbers_of_classes
 from acmix_mm.preflight.data_content import distinct_datasets, inspect_dataset
 from acmix_mm.runtime import config_parser, read_config, require_inputs
 
@@ -41,10 +43,11 @@ def main(argv: list[str] | None = None) -> None:
     require_inputs(cfg, SPLITS, [])
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     track = partial(track_iter_progress, file=sys.stderr) if sys.stderr.isatty() else iter
+    num_classes = max(numbers_of_classes(cfg.get('model')).values(), default=None)
     errors = 0
     for name, dataset in distinct_datasets(cfg, *SPLITS).items():
         print(name, flush=True)
-        report = inspect_dataset(dataset, args.samples, track)
+        report = inspect_dataset(dataset, args.samples, track, num_classes)
         print(report.summary)
         for error in report.errors:
             print(f'  error: {error}')

@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
+from ..flops import register_flops
+from ..torch_compat import register_autograd, register_fake
+from ..transforms import NO_TRANSFORMS, transforms_active
 from .composed import compose
 
 MISSING: str | None = None
@@ -28,9 +31,11 @@ except ImportError as error:
 
 def cannot_run(*tensors: Tensor) -> str | None:
     """Return why the kernels cannot take these tensors, or None if they can."""
-    if MISSING is None and any(tensor.device.type != 'cpu' for tensor in tensors):
+    if MISSING is not None:
+        return MISSING
+    if any(tensor.device.type != 'cpu' for tensor in tensors):
         return f'the tensors must be on the CPU, got {tensors[0].device}'
-    return MISSING
+    return NO_TRANSFORMS if transforms_active() else None
 
 
 def cannot_run_pointwise_conv(*tensors: Tensor) -> str | None:
@@ -42,8 +47,6 @@ def cannot_run_pointwise_conv(*tensors: Tensor) -> str | None:
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         names = ', '.join(sorted(map(str, dtypes)))
         return f'the tensors must all be float32 or all float64, got {names}'
-    if torch.is_autocast_enabled('cpu'):
-        return 'autocast asks for half precision'
     return cannot_run(*tensors)
 
 
@@ -182,7 +185,7 @@ def _on_one_device(operator: str, fake: Callable[..., Any]) -> Callable[..., Any
 
     @wraps(fake)
     def checked(*args: Any) -> Any:
-        devices = {tensor.device for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
+        devices = {tensor.device for tensor in tree_flatten(args)[0] if isinstance(tensor, Tensor)}
         if len(devices) > 1:
             names = ', '.join(sorted(map(str, devices)))
             raise RuntimeError(f'{operator}: all tensors must be on one device, got {names}')
@@ -193,10 +196,11 @@ def _on_one_device(operator: str, fake: Callable[..., Any]) -> Callable[..., Any
 
 def _register(name: str, *, fake: Any, backward_fake: Any, save: Any, backward: Any) -> None:
     forward_op, backward_op = f'acmix_mm::{name}_forward', f'acmix_mm::{name}_backward'
-    torch.library.register_fake(forward_op, _on_one_device(forward_op, fake))
-    torch.library.register_fake(backward_op, _on_one_device(backward_op, backward_fake))
-    torch.library.register_autograd(forward_op, backward, setup_context=save)
-    torch.library.register_autograd(backward_op, _no_second_derivative)
+    register_fake(forward_op, _on_one_device(forward_op, fake))
+    register_fake(backward_op, _on_one_device(backward_op, backward_fake))
+    register_autograd(forward_op, backward, setup_context=save)
+    register_autograd(backward_op, _no_second_derivative)
+    register_flops(name)
 
 
 if MISSING is None:

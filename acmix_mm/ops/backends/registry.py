@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..torch_compat import is_compiling
 from . import composed, cpu, matmul, reference, shifted, tiled, triton
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,7 @@ def use_backend(backend: str, operator: str | None = None) -> Iterator[None]:
         ValueError: There is no such operator, or it has no such backend.
 
     Examples:
+        >>> import torch
         >>> from acmix_mm.layers import ACmix
         >>> layer, x = ACmix(8, 8).double(), torch.rand(1, 8, 9, 9).double()
         >>> with use_backend('reference'):
@@ -153,7 +154,7 @@ def choose(operator: str, backend: str | None, *tensors: Tensor) -> Callable[...
         reason = candidate.cannot_run(*tensors)
         if reason is None:
             return candidate.run
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             _log_skipped(operator, name, tensors[0].device.type, reason)
     raise RuntimeError(f'{operator}: none of {list(backends)} can take these tensors')
 

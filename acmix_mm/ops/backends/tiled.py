@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..attention import scaled_dot_product_attention
 from ..padding import reflect_pad2d
+from ..transforms import transforms_active
 
 # Queries per tile side. 8 was the fastest of 4, 6, 8, 12, 16 on a CPU for 7x7 windows: smaller
 # tiles copy more halo, larger ones compute more masked logits.
@@ -23,7 +25,8 @@ def neighborhood_attention(
 ) -> Tensor:
     """See :func:`acmix_mm.ops.neighborhood_attention`."""
     window = (kernel_size, stride, dilation, scale)
-    if not torch.is_grad_enabled():
+    # torch 2.1 cannot run tensors without data twice. Transforms have no hooks for saved tensors.
+    if not torch.is_grad_enabled() or q.is_meta or transforms_active():
         return _neighborhood_attention(q, k, v, *window)
     # Keys and values with their halos are several times as large as without: they are made again
     # in the backward pass instead of kept.
@@ -85,11 +88,11 @@ def _attend(
         return x.permute(0, 3, 4, 1, 5, 6, 2).flatten(4, 5).flatten(0, 2)
 
     mask = _mask(tile, span, kernel_size, stride, dilation, q.device)
-    out = F.scaled_dot_product_attention(
+    out = scaled_dot_product_attention(
         cut(q, tile, tile),
         cut(k, span, stride * tile),
         cut(v, span, stride * tile),
-        attn_mask=mask,
+        mask,
         scale=scale,
     )
     out = out.unflatten(2, (tile, tile)).unflatten(0, (batch_size, rows, columns))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Neighbourhood attention by Triton kernels, for NVIDIA GPUs.
 
-Triton is imported when this backend is first asked for, not with acmix-mm.
+The kernels are imported when this backend is first asked for, not with acmix-mm.
 """
 
 from functools import cache
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..transforms import NO_TRANSFORMS, transforms_active
 
 MINIMUM = (3, 5)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -43,6 +45,8 @@ def cannot_run(*tensors: Tensor) -> str | None:
     if tensor.dtype not in DTYPES:
         names = ', '.join(map(str, DTYPES))
         return f'the dtype must be one of {names}, got {tensor.dtype}'
+    if transforms_active():
+        return NO_TRANSFORMS
     if _kernels().INTERPRETED:
         wrong = tensor.dtype == torch.bfloat16
         return "Triton's interpreter multiplies bfloat16 wrongly" if wrong else None

@@ -33,6 +33,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..flops import register_flops
+
 TILE = 8  # pixels a side of a tile
 BLOCK = 32  # keys, or queries, that a tile meets at a time
 
@@ -407,6 +409,7 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 _attend.register_autograd(_backward, setup_context=_save)
 _differentiate.register_autograd(_no_second_derivative)
+register_flops('neighborhood_attention', prefix='triton_')
 
 
 def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, *window: Any) -> Tensor:

@@ -1,4 +1,6 @@
 # The shapes data set (tools/dataset/make_shapes.py) as semantic maps, at 128x128.
+_base_ = 'mmseg::_base_/datasets/ade20k.py'
+
 dataset_type = 'BaseSegDataset'
 data_root = 'data/shapes/'
 data_source = 'python tools/dataset/make_shapes.py'  # the command shown if the data is missing
@@ -23,8 +25,6 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -36,8 +36,6 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=8,
     num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -47,7 +45,4 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator
 del metainfo  # otherwise mmengine keeps it as a key of the config

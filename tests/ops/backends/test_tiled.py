@@ -1,9 +1,11 @@
 import torch
 from torch.profiler import ProfilerActivity, profile
+from versions import needs_fused_attention
 
 from acmix_mm.ops import neighborhood_attention
 
 
+@needs_fused_attention
 def test_takes_the_fused_kernels():
     """Neither pass falls back to materialised attention weights."""
     q, k, v = (t.requires_grad_() for t in torch.randn(3, 2, 4, 16, 20, 20).unbind())

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read files of ``torch.save`` restricted to tensors, plain containers and given classes."""
+
+import pickle
+from _codecs import encode
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+# Classes by the names, module and qualified name, under which pickle knows what they stand for.
+StandIns = Mapping[tuple[str, str], type]
+
+
+def load_restricted(path: Path, stand_ins: StandIns) -> Any:
+    """Read a file with ``torch.load(weights_only=True)``, with some classes replaced by stand-ins.
+
+    Versions of torch before 2.5 cannot be told of the stand-ins. There an unpickler of our own does
+    the same.
+
+    Args:
+        path: Path of a file that ``torch.save`` wrote.
+        stand_ins: Classes to use instead of other classes and functions, by the module and name of
+            the latter. Their ``__setstate__`` gets the state of an instance.
+
+    Returns:
+        Any: Content of the file, on the CPU.
+
+    Raises:
+        UnpicklingError: The file contains a class or function that is not allowed.
+        RuntimeError: The file is not one that ``torch.save`` wrote.
+    """
+    if not hasattr(torch.serialization, 'safe_globals'):
+        return _load_with_own_unpickler(path, stand_ins)
+    classes: list[Any] = [
+        type(name, (base,), dict(__module__=module, __qualname__=name))
+        for (module, name), base in stand_ins.items()
+    ]
+    with torch.serialization.safe_globals(classes):
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _load_with_own_unpickler(path: Path, stand_ins: StandIns) -> Any:
+    with path.open('rb') as file:
+        if torch.serialization._is_zipfile(file):
+            with torch.serialization._open_zipfile_reader(file) as archive:
+                # torch.load would call torch.jit.load, and a program may run while it is loaded.
+                if torch.serialization._is_torchscript_zip(archive):
+                    raise RuntimeError('it is a TorchScript archive')
+
+    class Unpickler(_Unpickler):
+        allowed_stand_ins = stand_ins
+
+    module = SimpleNamespace(
+        __name__=__name__,
+        Unpickler=Unpickler,
+        load=lambda file, **options: Unpickler(file, **options).load(),
+    )
+    return torch.load(path, map_location='cpu', pickle_module=module, weights_only=False)
+
+
+class _Unpickler(pickle._Unpickler):
+    """Unpickler that allows what torch's restricted one allows, and the stand-ins.
+
+    It extends Python's implementation in Python, because the one in C has no method for building
+    instances that could be restricted.
+    """
+
+    allowed_stand_ins: StandIns = {}
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+
+    def load(self) -> Any:
+        """Read one object. Damage is an error of one type, as in pickle's implementation in C."""
+        try:
+            return super().load()
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise pickle.UnpicklingError(f'the file is damaged: {error!r}') from error
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a class or function by its name, if it is allowed."""
+        module = module.replace('__builtin__', 'builtins')  # its name in pickle's protocol 2
+        if (module, name) in self.allowed_stand_ins:
+            return self.allowed_stand_ins[module, name]
+        if (module, name) == ('_codecs', 'encode'):  # how protocol 2 stores bytes
+            return encode
+        allowed = torch._weights_only_unpickler._get_allowed_globals()
+        if f'{module}.{name}' not in allowed:
+            refused = f'{module}.{name}'.removeprefix('builtins.')
+            raise pickle.UnpicklingError(f'GLOBAL {refused} is not allowed')
+        return allowed[f'{module}.{name}']
+
+    def load_build(self) -> None:
+        """Set the state of an instance. Pickle would also set attributes of classes."""
+        state, instance = self.stack.pop(), self.stack[-1]
+        if type(instance) in (Tensor, nn.Parameter, *self.allowed_stand_ins.values()):
+            instance.__setstate__(state)
+        elif type(instance) is OrderedDict:
+            instance.__dict__.update(state)
+        else:
+            raise pickle.UnpicklingError(f'GLOBAL {instance!r} is not to be changed')
+
+    dispatch[pickle.BUILD[0]] = load_build

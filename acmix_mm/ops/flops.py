@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FLOPs of the compiled operators, for :class:`torch.utils.flop_counter.FlopCounterMode`.
+
+As torch's own formulas do, these count 2 for each multiply-add of what an operator computes, and
+nothing for biases. They take the shapes of the tensors. :mod:`acmix_mm.complexity` counts the
+definitions of the operators instead, whatever computes them.
+"""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+
+from .torch_compat import register_flop_formula
+
+Shape = Sequence[int]
+
+
+def register_flops(operator: str, prefix: str = '') -> None:
+    """Tell torch the FLOPs of a compiled operator, forward and backward.
+
+    Args:
+        operator: Name of the operator.
+        prefix: What the names ``<operator>_forward`` and ``<operator>_backward`` in
+            ``torch.ops.acmix_mm`` start with. Default: ``''``.
+    """
+    for direction, formula in zip(('forward', 'backward'), _FORMULAS[operator], strict=True):
+        compiled = getattr(torch.ops.acmix_mm, f'{prefix}{operator}_{direction}')
+        register_flop_formula(compiled, formula)
+
+
+def _attention(q: Shape, k: Shape, v: Shape, kernel_size: int, *_: Any, **__: Any) -> int:
+    """Two multiply-adds for each channel and neighbour of a query: its logit and its value."""
+    return 2 * 2 * prod(q) * kernel_size**2
+
+
+def _attention_backward(
+    grad: Shape, q: Shape, k: Shape, v: Shape, out: Shape, lse: Shape, kernel_size: int,
+    *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """Five: the logit again, and the gradients of weight, query, key and value."""
+    return 2 * 5 * prod(q) * kernel_size**2
+
+
+def _shift_conv(maps: Sequence[Shape], weight: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
+    """One for each weight and output pixel of the composed convolution."""
+    inputs = sum(shape[1] for shape in maps)  # without the map of ones, which carries the bias
+    return 2 * prod(out_shape) * inputs * prod(weight[2:])
+
+
+def _shift_conv_backward(
+    grad: Shape, maps: Sequence[Shape], weight: Shape, *_: Any, **__: Any
+) -> int:
+    """As many for the gradient of the maps, and for that of the weights."""
+    return 2 * _shift_conv(maps, weight, out_shape=grad)
+
+
+def _pointwise_conv(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """One for each weight and pixel."""
+    batch_size, _channels, *size = x
+    return 2 * batch_size * prod(size) * prod(weight)
+
+
+def _pointwise_conv_backward(
+    grads: Sequence[Shape], x: Shape, weight: Shape, *_: Any, **__: Any
+) -> int:
+    """As many for the gradient of the input, and for that of the weights."""
+    return 2 * _pointwise_conv(x, weight)
+
+
+_FORMULAS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {
+    'neighborhood_attention': (_attention, _attention_backward),
+    'shift_conv': (_shift_conv, _shift_conv_backward),
+    'pointwise_conv': (_pointwise_conv, _pointwise_conv_backward),
+}

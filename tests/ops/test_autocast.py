@@ -1,0 +1,113 @@
+"""Every operator and backend under autocast."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from versions import needs_compiler, needs_half_on_cpu, needs_torch
+
+from acmix_mm.ops import (
+    available_backends,
+    neighborhood_aggregation,
+    neighborhood_attention,
+    pointwise_conv,
+    shift_conv,
+)
+
+OPERATORS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    'neighborhood_attention': (
+        partial(neighborhood_attention, kernel_size=3),
+        [(1, 2, 4, 5, 6)] * 3,
+    ),
+    'neighborhood_aggregation': (
+        partial(neighborhood_aggregation, kernel_size=3),
+        [(1, 2, 9, 5, 6), (1, 4, 5, 6)],
+    ),
+    'shift_conv': (
+        lambda *tensors, backend: shift_conv(tensors[:2], *tensors[2:], backend=backend),
+        [(1, 1, 2, 5, 6), (1, 2, 2, 5, 6), (1, 9, 3), (1, 9), (1, 4, 9, 3, 3)],
+    ),
+    'pointwise_conv': (
+        lambda *tensors, backend: torch.cat(pointwise_conv(*tensors, 2, backend=backend)),
+        [(1, 3, 5, 6), (4, 3), (4,)],
+    ),
+}
+CASES = [
+    pytest.param(name, backend, id=f'{name}-{backend}')
+    for name in OPERATORS
+    for backend in (None, *available_backends(name))
+    # Interpreted Triton has no bfloat16, and the compiled projections have single precision only.
+    if backend != 'triton' and (name, backend) != ('pointwise_conv', 'cpu')
+]
+DTYPES = [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpu)]
+
+
+def inputs(name: str) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape) for shape in OPERATORS[name][1]]
+
+
+def mixed(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors in different precisions."""
+    dtypes = [torch.float32, torch.bfloat16, torch.float16]
+    return [tensor.to(dtypes[i % 3]) for i, tensor in enumerate(tensors)]
+
+
+@pytest.mark.parametrize(('name', 'backend'), CASES)
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_tensors_are_cast(name, backend, dtype):
+    function = partial(OPERATORS[name][0], backend=backend)
+    leaves = [tensor.requires_grad_() for tensor in mixed(inputs(name))]
+    with torch.autocast('cpu', dtype):
+        out = function(*leaves)
+    assert out.dtype == dtype
+    assert torch.equal(out, function(*(leaf.to(dtype) for leaf in leaves)))
+    out.float().sum().backward()
+    assert all(leaf.grad.dtype == leaf.dtype and leaf.grad.isfinite().all() for leaf in leaves)
+
+
+@pytest.mark.parametrize(('name', 'backend'), CASES)
+def test_double_precision_is_kept(name, backend):
+    function = partial(OPERATORS[name][0], backend=backend)
+    tensors = [tensor.double() for tensor in inputs(name)]
+    with torch.autocast('cpu', torch.bfloat16):
+        out = function(*tensors)
+    assert torch.equal(out, function(*tensors))
+
+
+@needs_torch('2.4', 'autocast of attention on CPUs')
+def test_attention_of_torch_has_the_same_rule():
+    q, k, v = mixed(inputs('neighborhood_attention'))
+    with torch.autocast('cpu', torch.bfloat16):
+        theirs, ours = F.scaled_dot_product_attention(q, k, v), neighborhood_attention(q, k, v, 3)
+        assert ours.dtype == theirs.dtype
+    with pytest.raises(TypeError, match='k and q must have the same dtype'):
+        neighborhood_attention(q, k, v, 3)
+
+
+def test_autocast_may_be_off_within():
+    tensors = inputs('neighborhood_attention')
+    with torch.autocast('cpu', torch.bfloat16), torch.autocast('cpu', enabled=False):
+        out = neighborhood_attention(*tensors, 3)
+    assert torch.equal(out, neighborhood_attention(*tensors, 3))
+
+
+def test_tensors_without_data():
+    q, k, v = (tensor.to('meta') for tensor in inputs('neighborhood_attention'))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert neighborhood_attention(q, k, v, 3).dtype == torch.float32
+
+
+@needs_compiler
+def test_compiles_without_graph_breaks():
+    def attend(q, k, v):
+        with torch.autocast('cpu', torch.bfloat16):
+            return neighborhood_attention(q, k, v, 3)
+
+    tensors = inputs('neighborhood_attention')
+    torch.compiler.reset()
+    compiled = torch.compile(attend, fullgraph=True, backend='aot_eager')
+    torch.testing.assert_close(compiled(*tensors), attend(*tensors))
