@@ -130,7 +130,8 @@ def _identify(family: Family, entries: dict[str, Tensor], expected: dict[str, Te
     if fmt is not None:
         return fmt
     other = identify(entries)
-    if other is None and entries.keys() & expected.keys():
+    unknown = [n for n in entries.keys() - expected if not n.endswith('num_batches_tracked')]
+    if other is None and not unknown:
         return family.ours  # a part of it: torch reports what is missing
     raise ValueError(
         f'{family.name} cannot load this checkpoint: '

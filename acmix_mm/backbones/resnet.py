@@ -290,9 +290,11 @@ class ACmixResNet(BaseModule):
         norm_eval: Whether BatchNorm keeps its running statistics unchanged during training.
             Default: True.
         dcn: Config of deformable convolutions, such as ``dict(type='DCNv2', deform_groups=1)``.
-            With ``fallback_on_stride=True``, a 3x3 layer with a stride is none. Default: None.
+            With ``fallback_on_stride=True``, 3x3 layers with a stride stay as they are. Default:
+            None.
         stage_with_dcn: Whether each stage has deformable convolutions, which then take the place of
-            ACmix layers. Default: (False, False, False, False).
+            ACmix layers; ignored if ``dcn`` is None, as in mmdet. Default: (False, False, False,
+            False).
         plugins: Modules to insert into the bottlenecks, as in mmdet: each
             ``dict(cfg=..., position=..., stages=...)`` with the position ``'after_conv1'``,
             ``'after_conv2'`` or ``'after_conv3'``, and for each stage whether it has the plugin

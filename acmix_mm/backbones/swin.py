@@ -242,6 +242,11 @@ class ACmixSwin(BaseModule):
         )  # fmt: skip
         patch_size = side_of_square('ACmixSwin', 'patch_size', patch_size)
         if stage_cfgs:
+            if window_size not in (7, _window_size(stage_cfgs)):
+                raise ValueError(
+                    f'ACmixSwin: window_size={window_size} and stage_cfgs={stage_cfgs} both set '
+                    'the size of the windows; leave one of them out'
+                )
             window_size = _window_size(stage_cfgs)
         window_size = side_of_square('ACmixSwin', 'window_size', window_size)
         if strides[0] != patch_size:

@@ -2,6 +2,7 @@
 """Read files of ``torch.save`` restricted to tensors, plain containers and given classes."""
 
 import pickle
+import tarfile
 from _codecs import encode
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -45,6 +46,9 @@ def load_restricted(path: Path, stand_ins: StandIns) -> Any:
 
 
 def _load_with_own_unpickler(path: Path, stand_ins: StandIns) -> Any:
+    # torch.load would extract the members of an archive with whatever permissions it asks for.
+    if tarfile.is_tarfile(path):
+        raise RuntimeError('it is a tar archive')
     with path.open('rb') as file:
         if torch.serialization._is_zipfile(file):
             with torch.serialization._open_zipfile_reader(file) as archive:

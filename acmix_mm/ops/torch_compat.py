@@ -21,8 +21,10 @@ _IS_NEW = hasattr(torch.library, 'register_autograd')
 _LIBRARY = None if _IS_NEW else torch.library.Library('acmix_mm', 'IMPL')
 
 # torch.compile of each version knows this function by its own name.
-is_compiling: Callable[[], bool] = getattr(
-    torch.compiler, 'is_compiling', torch._utils.is_compiling
+is_compiling: Callable[[], bool] = (
+    torch.compiler.is_compiling
+    if hasattr(torch.compiler, 'is_compiling')
+    else torch._utils.is_compiling
 )
 
 

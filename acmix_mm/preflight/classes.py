@@ -109,7 +109,11 @@ def _class_errors(cfg: Config, loader: str, dataset: Mapping) -> Iterator[str]:
         num_things_classes=things,
         num_stuff_classes=metainfo.get('stuff_classes', ()),
     )
-    for place, number in numbers_of_classes(cfg.get('model')).items():
+    preprocessor = cfg.get('data_preprocessor')  # mmengine hands it to the model
+    numbers = numbers_of_classes(cfg.get('model')) | dict(
+        _numbers_of_classes(preprocessor, 'data_preprocessor', in_part=True)
+    )
+    for place, number in numbers.items():
         names = names_of[place.rpartition('.')[2]]
         if number != len(names):
             shown = ', '.join(map(str, names[:3])) + (', ...' if len(names) > 3 else '')
@@ -129,4 +133,6 @@ def _metainfo(dataset: Mapping, scope: str | None) -> Mapping[str, Any]:
                 kind = registry.get(kind)
         except (ImportError, KeyError, RuntimeError):  # the runner reports what cannot be built
             kind = None
-    return {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    # mmpretrain's data sets take the names as an argument, too.
+    named = {'classes': dataset['classes']} if dataset.get('classes') else {}
+    return {**getattr(kind, 'METAINFO', {}), **named, **(dataset.get('metainfo') or {})}

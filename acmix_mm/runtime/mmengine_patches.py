@@ -5,6 +5,7 @@ Our own tools apply them when they build a runner. Importing acmix-mm does not a
 programs can call :func:`patch_mmengine`.
 """
 
+import hashlib
 import os
 import sys
 from functools import wraps
@@ -112,7 +113,10 @@ def load_from_local_safetensors(filename: str, map_location: Any = None) -> dict
 
 def load_from_http_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Download to torch's cache, as mmengine does: the first process before the others."""
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(filename).path).name)
+    # Many files of a hub have one name, such as model.safetensors.
+    digest = hashlib.sha256(filename.encode()).hexdigest()[:8]
+    name = f'{digest}-{Path(urlparse(filename).path).name}'
+    path = Path(torch.hub.get_dir(), 'checkpoints', name)
     if not is_main_process():
         barrier()
     if not path.exists():

@@ -103,6 +103,10 @@ def test_loads_within_a_detector(released):
 FOREIGN = {
     'plain ResNet': (['conv1.weight', 'layer1.0.conv2.weight'], 'it is a plain ResNet'),
     'unknown': (['blocks.0.weight', 'head.bias'], 'its format is unknown'),
+    'unknown, with a name of ours': (
+        ['stages.0.blocks.0.norm1.weight', 'cls_token'],
+        'its format is unknown',
+    ),
     # It shares names of blocks with ACmixPVT, such as stages.0.blocks.0.norm1.weight.
     'other family': (
         ['stages.0.blocks.0.norm1.weight', 'stages.0.blocks.0.attn.w_msa.qkv.weight'],

@@ -242,6 +242,10 @@ def test_shifts_survive_the_default_initialiser():
             'img_size=256 and pretrain_img_size=384 are names of one argument',
         ),
         (
+            dict(window_size=8, stage_cfgs=dict(block_cfgs=dict(window_size=12))),
+            'window_size=8 and stage_cfgs=.* both set the size of the windows',
+        ),
+        (
             dict(stage_cfgs=dict(block_cfgs=dict(window_size=7, ffn_cfgs={}))),
             r'stage_cfgs must be dict\(block_cfgs=dict\(window_size=...\)\), .* got .*ffn_cfgs',
         ),

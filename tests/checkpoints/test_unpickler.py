@@ -1,6 +1,7 @@
 """What a hostile file can and cannot do, with torch's unpickler and with our own."""
 
 import pickle
+import tarfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -100,6 +101,18 @@ def test_torchscript_is_refused(tmp_path, load_restricted):
     torch.jit.save(torch.jit.trace(nn.Identity(), torch.ones(1)), tmp_path / 'script.pth')
     with pytest.raises((RuntimeError, UnpicklingError), match='TorchScript'):
         load_restricted(tmp_path / 'script.pth', STAND_INS)
+
+
+def test_links_in_a_tar_archive_are_not_followed(tmp_path, load_restricted):
+    secret = tmp_path / 'secret'
+    secret.touch(mode=0o600)
+    link = tarfile.TarInfo('storages')
+    link.type, link.linkname, link.mode = tarfile.LNKTYPE, str(secret), 0o777
+    with tarfile.open(tmp_path / 'file.pth', 'w') as archive:
+        archive.addfile(link)
+    with pytest.raises((RuntimeError, UnpicklingError)):
+        load_restricted(tmp_path / 'file.pth', STAND_INS)
+    assert secret.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize('content', [b'', b'# Read me', b'\x80\x02}.'])

@@ -19,9 +19,9 @@ PANOPTIC = dict(
 )
 
 
-def errors(model, classes=('cat', 'dog', 'cow'), **dataset):
+def errors(model, names=('cat', 'dog', 'cow'), **dataset):
     """Return the lines of the message for a data set with these classes."""
-    dataset = dict(type='BaseDataset', metainfo=dict(classes=classes)) | dataset
+    dataset = dict(type='BaseDataset', metainfo=dict(classes=names)) | dataset
     cfg = Config(dict(model=model, train_dataloader=dict(dataset=dataset)))
     try:
         check_classes(cfg, 'train', 'val', 'test')
@@ -119,11 +119,11 @@ def test_unknown_classes_are_not_checked(dataset):
 
 
 def test_a_tuple_without_comma(tmp_path):
-    (line,) = errors(dict(bbox_head=dict(num_classes=1)), classes='balloon')
+    (line,) = errors(dict(bbox_head=dict(num_classes=1)), names='balloon')
     assert "is 'balloon', neither a list of names nor a file" in line
     assert "classes=('balloon',)" in line
     (tmp_path / 'names.txt').write_text('balloon\n')
-    assert errors(dict(bbox_head=dict(num_classes=1)), classes=str(tmp_path / 'names.txt')) == []
+    assert errors(dict(bbox_head=dict(num_classes=1)), names=str(tmp_path / 'names.txt')) == []
 
 
 def test_a_tracker_uses_one_of_the_classes():
@@ -146,3 +146,18 @@ def test_tools_refuse(tool, shapes, name):
     assert 'the CocoDataset of val_dataloader has 4 classes (disc, square, triangle, ...)' in str(
         error.value
     )
+
+
+def test_classes_as_an_argument_of_the_data_set():
+    head = dict(head=dict(num_classes=2))
+    assert errors(head, metainfo={}, classes=('cat', 'dog')) == []
+    (line,) = errors(head, metainfo={}, classes=('cat', 'dog', 'cow'))
+    assert 'model.head.num_classes is 2' in line
+
+
+def test_preprocessor_beside_the_model():
+    dataset = dict(type='BaseDataset', metainfo=dict(classes=('cat', 'dog')))
+    loader = dict(train_dataloader=dict(dataset=dataset))
+    check_classes(Config(dict(data_preprocessor=dict(num_classes=2), **loader)), 'train')
+    with pytest.raises(ValueError, match=r'data_preprocessor\.num_classes is 1000'):
+        check_classes(Config(dict(data_preprocessor=dict(num_classes=1000), **loader)), 'train')

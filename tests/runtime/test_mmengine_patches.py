@@ -150,7 +150,11 @@ def test_safetensors_of_a_url_are_downloaded_once(server, tmp_path, monkeypatch,
     loaded = CheckpointLoader.load_checkpoint(url, map_location='cpu')['state_dict']
     assert torch.equal(loaded['conv.weight'], weights['conv.weight'])
     assert server.requested == [f'/x.safetensors{query}']
-    assert (tmp_path / 'torch/hub/checkpoints/x.safetensors').is_file()
+    assert len(list((tmp_path / 'torch/hub/checkpoints').glob('*-x.safetensors'))) == 1
+    (tmp_path / 'other').mkdir()
+    save_file({'conv.weight': torch.zeros(2, 3)}, tmp_path / 'other/x.safetensors')
+    other = CheckpointLoader.load_checkpoint(f'{server.address}/other/x.safetensors{query}')
+    assert not other['state_dict']['conv.weight'].any(), 'a file of the same name'
     with pytest.raises(SystemExit, match=r'missing\.safetensors cannot be loaded \(HTTPError'):
         require_inputs(Config(dict()), [], [f'{server.address}/missing.safetensors'])
 

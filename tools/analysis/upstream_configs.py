@@ -20,6 +20,7 @@ import mmcv.ops  # noqa: F401  registers deformable convolutions
 import torch
 from mmengine.config import Config
 
+from acmix_mm.preflight.type_name import type_name
 from acmix_mm.registry import MODELS
 from acmix_mm.runtime.markdown import replace_between_marks, table
 
@@ -74,7 +75,7 @@ def find_backbones(node: Any) -> Iterator[dict]:
 
 def class_name(cfg: dict) -> str:
     """Return the name of a config's class without its scope: ``ResNet`` for ``mmdet.ResNet``."""
-    return str(cfg['type']).rpartition('.')[2]
+    return type_name(cfg['type'])
 
 
 def examine(name: str, model: dict) -> Result:
@@ -159,6 +160,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Print the report, or write it into the page."""
     args = parse_args(argv)
+    if args.page and set(args.libraries) != set(LIBRARIES):
+        raise SystemExit(f'--page writes the results of all libraries: name {", ".join(LIBRARIES)}')
     text = report({library: examine_library(library) for library in args.libraries})
     if args.page:
         writer = 'tools/analysis/upstream_configs.py'
