@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from .ops import neighborhood_aggregation, neighborhood_attention, pointwise_conv, shift_conv
+from .ops import (
+    Projection,
+    neighborhood_aggregation,
+    neighborhood_attention,
+    pointwise_conv,
+    shift_conv,
+)
 
 
 @dataclass(frozen=True)
@@ -187,14 +193,23 @@ def _shift_conv(
     kernel: Tensor,
     stride: int = 1,
     *_: Any,
+    projection: Projection | None = None,
     **__: Any,
 ) -> tuple[int, Sequence[int]]:
-    """Count the fully connected layer at every pixel of the maps, and the grouped convolution."""
+    """Count the fully connected layer at every pixel of the maps, and the grouped convolution.
+
+    Maps that are not given have to be projected first.
+    """
     batch_size, _maps, groups, *size = _first(maps).shape
     pairs, channels, *filter_shape = kernel.shape
     out_shape = (batch_size, channels, *(-(-side // stride) for side in size))
-    fc = batch_size * groups * prod(size) * prod(fc_weight.shape)
-    return fc + pairs * prod(out_shape) * prod(filter_shape), out_shape
+    pixels = batch_size * prod(size)
+    macs = pixels * groups * prod(fc_weight.shape) + pairs * prod(out_shape) * prod(filter_shape)
+    if projection is not None:
+        given = sum(tensor.shape[1] for tensor in ([maps] if isinstance(maps, Tensor) else maps))
+        missing = (fc_weight.shape[-1] - given) * groups
+        macs += pixels * missing * projection.x.shape[1]
+    return macs, out_shape
 
 
 def _first(tensors: Tensor | Sequence[Tensor]) -> Tensor:

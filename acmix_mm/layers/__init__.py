@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """ACmix layers.
 
-:class:`ACmix`, :class:`WindowACmix`, :class:`ShiftConv` and :class:`PathMix` need torch alone; the
-others build norms by mmcv.
+:class:`ACmix`, :class:`WindowACmix`, :class:`ShiftConv`, :class:`PathMix` and
+:func:`merge_convolutions` need torch alone; the others build norms by mmcv.
 """
 
 from .acmix import ACmix
+from .merge import merge_convolutions
 from .patchwise_acmix import PatchwiseACmix
 from .path_mix import PathMix
 from .shift_conv import ShiftConv
@@ -19,4 +20,5 @@ __all__ = [
     'ShiftConv',
     'SpatialReductionACmix',
     'WindowACmix',
+    'merge_convolutions',
 ]

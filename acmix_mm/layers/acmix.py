@@ -5,15 +5,16 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.released import SLIDING_WINDOW, accept_released_names
-from ..ops import neighborhood_attention, pointwise_conv
+from ..ops import neighborhood_attention
 from ..ops.checks import check_odd, check_positive
 from ..ops.torch_compat import register_load_state_dict_pre_hook
 from .base_module import BaseModule
 from .fx import leaf_of_fx
 from .path_mix import PathMix
+from .projection import PointwiseConv
 from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
 from .size_cache import cached_per_size
@@ -134,7 +135,8 @@ class ACmix(BaseModule):
         # does not hold its gradients while that of the attention takes the most memory.
         convolution = attention = None
         if self.mix.uses_convolution:
-            convolution = self.shift_conv((q, k, v), self.mix.convolution_weight())
+            beta = self.mix.convolution_weight()
+            convolution = self.shift_conv((q, k, v), beta, x, self.qkv)
         if self.mix.uses_attention:
             attention = self._attend(q, k, v)
         return self.mix(convolution, attention)
@@ -149,31 +151,6 @@ class ACmix(BaseModule):
         # Negate the small map: k - position would negate the full-size gradient instead.
         k = k + -position
         return neighborhood_attention(q, k, v, self.kernel_att, stride, dilation).flatten(1, 2)
-
-
-class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution that returns its result in chunks, see :func:`acmix_mm.ops.pointwise_conv`.
-
-    Args:
-        in_channels: Number C_in of input channels.
-        out_channels: Number C_out of output channels, a multiple of ``chunks``.
-        chunks: Number of results. Default: 1.
-
-    Examples:
-        >>> q, k, v = PointwiseConv(3, 24, chunks=3)(torch.rand(2, 3, 5, 6))
-        >>> q.shape
-        torch.Size([2, 8, 5, 6])
-    """
-
-    bias: nn.Parameter
-
-    def __init__(self, in_channels: int, out_channels: int, chunks: int = 1) -> None:
-        super().__init__(in_channels, out_channels, 1)
-        self.chunks = chunks
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """(B, C_in, H, W) -> ``chunks`` tensors (B, C_out / chunks, H, W)."""
-        return pointwise_conv(x, self.weight.flatten(1), self.bias, self.chunks)
 
 
 @cached_per_size

@@ -119,7 +119,8 @@ class PatchwiseACmix(BaseModule):
         maps = qkv.unflatten(1, (-1, self.rel_channels))  # one of q, one of k, the others of v
         convolution = attention = None
         if self.mix.uses_convolution:
-            convolution = self.shift_conv(maps, self.mix.convolution_weight())
+            beta = self.mix.convolution_weight()
+            convolution = self.shift_conv(maps, beta, x, self.qkv)
         if self.mix.uses_attention:
             attention = self._attend(qkv)
         return self.mix(convolution, attention)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ops import shift_conv
+from ..ops import Projection, shift_conv
 from ..ops.checks import check_odd, check_positive
+from .projection import is_known_by_weights
 
 
 class ShiftConv(nn.Module):
@@ -102,29 +103,42 @@ class ShiftConv(nn.Module):
             pixel = ones.flatten(2).cumsum(2).view_as(ones)
             self.kernel.copy_(position == pixel)
 
-    def forward(self, maps: Tensor | Sequence[Tensor], weight: Tensor | float = 1.0) -> Tensor:
+    def forward(
+        self,
+        maps: Tensor | Sequence[Tensor],
+        weight: Tensor | float = 1.0,
+        x: Tensor | None = None,
+        projection: nn.Module | None = None,
+    ) -> Tensor:
         """Run the convolution path.
 
         Args:
             maps: ``(B, M, G, H, W)``, or several tensors that hold the M maps together.
             weight: Weight of the path, a number or a tensor of one element. Default: 1.
+            x: Input of the 1x1 projection that makes the maps, ``(B, C_in, H, W)``. Default: None.
+            projection: That projection, an ``nn.Linear`` or ``nn.Conv2d``. If x and projection are
+                given, the path may be computed from x, and maps may hold the first ones of the M
+                maps alone, unless the projection is not :func:`known by its weights
+                <acmix_mm.layers.projection.is_known_by_weights>`. Default: None.
 
         Returns:
             Tensor: ``(B, C, ceil(H / stride), ceil(W / stride))``.
         """
+        source = None
+        if x is not None and projection is not None and is_known_by_weights(projection):
+            source = Projection(x, projection.weight.flatten(1), projection.bias)
+        return shift_conv(
+            maps, *self.weighed(weight), self.stride, self.dilation, projection=source
+        )
+
+    def weighed(self, weight: Tensor | float) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return the parameters of :func:`acmix_mm.ops.shift_conv`, times a weight of the path."""
         fc_weight: Tensor = self.fc_weight
         fc_bias: Tensor | None = self.fc_bias
         if isinstance(weight, Tensor) or weight != 1:
             fc_weight = weight * fc_weight
             fc_bias = None if fc_bias is None else weight * fc_bias
-        return shift_conv(
-            maps,
-            fc_weight,
-            fc_bias,
-            self.kernel.unflatten(0, (len(self.fc_weight), -1)),
-            self.stride,
-            self.dilation,
-        )
+        return fc_weight, fc_bias, self.kernel.unflatten(0, (len(fc_weight), -1))
 
     def extra_repr(self) -> str:
         """Return the sizes as ``print(module)`` shows them."""

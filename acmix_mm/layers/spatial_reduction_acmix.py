@@ -10,6 +10,7 @@ from .base_module import BaseModule
 from .fx import leaf_of_fx
 from .norm import build_norm
 from .path_mix import PathMix
+from .projection import is_known_by_weights
 from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
 from .types import Config, OptMultiConfig, PathWeights
@@ -83,6 +84,7 @@ class SpatialReductionACmix(BaseModule):
                 f'got {embed_dims}'
             )
         self.num_heads = num_heads
+        self.head_channels = embed_dims // num_heads
         self.sr_ratio = sr_ratio
         self.attn_drop_rate = attn_drop_rate
 
@@ -96,7 +98,7 @@ class SpatialReductionACmix(BaseModule):
         if self.mix.uses_convolution:
             self.shift_conv = ShiftConv(
                 3 * num_heads,
-                embed_dims // num_heads,
+                self.head_channels,
                 embed_dims,
                 kernel_conv,
                 bias=True,
@@ -119,13 +121,13 @@ class SpatialReductionACmix(BaseModule):
             ValueError: H or W is below ``sr_ratio``.
         """
         channels = x.shape[-1]
-        # The convolution path needs keys and values at every pixel; so does attention if nothing
-        # is reduced.
-        full = self.mix.uses_convolution or self.sr_ratio == 1
+        # Where attention needs keys and values of reduced tokens alone, it depends on the backend
+        # of the convolution path whether those of all pixels are computed.
+        full = self.sr_ratio == 1 or not is_known_by_weights(self.qkv)
         qkv = self.qkv(x) if full else self._project(x, slice(channels))
         convolution = attention = None
         if self.mix.uses_convolution:
-            convolution = self._convolve(qkv)
+            convolution = self._convolve(x, qkv)
         if self.mix.uses_attention:
             kv = qkv[..., channels:] if self.sr_ratio == 1 else self._reduced_kv(x)
             attention = self._attend(qkv[..., :channels], kv)
@@ -133,8 +135,8 @@ class SpatialReductionACmix(BaseModule):
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
         """Project to the part of q, k and v that ``rows`` of the weight stand for."""
-        if not isinstance(self.qkv.weight, Tensor):
-            # A layer that torch.ao.quantization has put in its place hides its weight.
+        if not is_known_by_weights(self.qkv):
+            # An adapter, or a quantized layer, which hides its weight.
             return self.qkv(x)[..., rows]
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
         return F.linear(x, self.qkv.weight[rows], bias)
@@ -159,8 +161,9 @@ class SpatialReductionACmix(BaseModule):
         out = scaled_dot_product_attention(q, k, v, dropout_p=drop_rate)
         return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, size)
 
-    def _convolve(self, qkv: Tensor) -> Tensor:
-        """(B, H, W, 3 C) -> (B, H, W, C)."""
-        maps = qkv.unflatten(-1, (3 * self.num_heads, -1))  # q heads, k heads, v heads
-        weight = self.mix.convolution_weight()
-        return self.shift_conv(maps.permute(0, 3, 4, 1, 2), weight).permute(0, 2, 3, 1)
+    def _convolve(self, x: Tensor, qkv: Tensor) -> Tensor:
+        """(B, H, W, C) and its queries, or all three, (B, H, W, 3 C) -> (B, H, W, C)."""
+        maps = qkv.unflatten(-1, (-1, self.head_channels))  # q heads, k heads, v heads
+        maps, x = maps.permute(0, 3, 4, 1, 2), x.permute(0, 3, 1, 2)
+        out = self.shift_conv(maps, self.mix.convolution_weight(), x, self.qkv)
+        return out.permute(0, 2, 3, 1)

@@ -170,29 +170,29 @@ class WindowACmix(BaseModule):
         shifted = self.shift_small_maps or all(length > self.window_size for length in size)
         shifts = (self.shift_size,) * 2 if shifted else (0, 0)
         if self.roll_conv:
-            out = self._mix_paths(self.qkv(_roll(x, shifts)), size, shifts)
+            out = self._mix_paths(_roll(x, shifts), size, shifts)
             out = _roll_back(out, shifts)[:, :height, :width]
         else:
-            out = self._mix_unrolled_paths(self.qkv(x), size, shifts)
+            out = self._mix_unrolled_paths(x, size, shifts)
         return self.proj_drop(out)
 
-    def _mix_paths(self, qkv: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
-        """Mix both paths on a padded and rolled map: (B, H', W', 3 C) -> (B, H', W', C)."""
+    def _mix_paths(self, x: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
+        """Mix both paths on a padded and rolled map, (B, H', W', C)."""
+        qkv = self.qkv(x)
         convolution = attention = None
         if self.mix.uses_convolution:
-            convolution = self._convolve(qkv)
+            convolution = self._convolve(x, qkv)
         if self.mix.uses_attention:
             attention = self._attend(qkv, size, shifts)
         return self.mix(convolution, attention)
 
-    def _mix_unrolled_paths(
-        self, qkv: Tensor, size: Sequence[int], shifts: Sequence[int]
-    ) -> Tensor:
-        """Mix both paths, the convolution on the unrolled map: (B, H', W', 3 C) -> (B, H, W, C)."""
+    def _mix_unrolled_paths(self, x: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
+        """Mix both paths, the convolution on the unrolled map: (B, H', W', C) -> (B, H, W, C)."""
         height, width = size
+        qkv = self.qkv(x)
         convolution = attention = None
         if self.mix.uses_convolution:
-            convolution = self._convolve(qkv[:, :height, :width])
+            convolution = self._convolve(x[:, :height, :width], qkv[:, :height, :width])
         if self.mix.uses_attention:
             attention = self._attend(_roll(qkv, shifts), size, shifts)
             attention = _roll_back(attention, shifts)[:, :height, :width]
@@ -207,11 +207,12 @@ class WindowACmix(BaseModule):
                     module.reset_parameters()
         super().init_weights()
 
-    def _convolve(self, qkv: Tensor) -> Tensor:
-        """(B, H, W, 3 C) -> (B, H, W, C)."""
+    def _convolve(self, x: Tensor, qkv: Tensor) -> Tensor:
+        """(B, H, W, C) and its projection (B, H, W, 3 C) -> (B, H, W, C)."""
         maps = qkv.unflatten(-1, (-1, self.head_channels))  # q heads, k heads, v heads
-        weight = self.mix.convolution_weight()
-        return self.shift_conv(maps.permute(0, 3, 4, 1, 2), weight).permute(0, 2, 3, 1)
+        maps, x = maps.permute(0, 3, 4, 1, 2), x.permute(0, 3, 1, 2)
+        out = self.shift_conv(maps, self.mix.convolution_weight(), x, self.qkv)
+        return out.permute(0, 2, 3, 1)
 
     def _attend(self, qkv: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
         """Attention in the windows, and projection.

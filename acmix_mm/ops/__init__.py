@@ -13,8 +13,10 @@ from .functional import (
     pointwise_conv,
     shift_conv,
 )
+from .projection import Projection
 
 __all__ = [
+    'Projection',
     'available_backends',
     'neighborhood_aggregation',
     'neighborhood_attention',

@@ -3,7 +3,8 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ P = ParamSpec('P')
 R = TypeVar('R')
 
 
-def autocast_to_lower_precision(operator: Callable[P, R]) -> Callable[P, R]:
+def autocast_to_lower_precision(
+    *in_single_precision: str,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator by which an operator follows autocast as convolutions and attention of torch do.
 
     Where autocast is enabled for the device of the tensors, floating-point tensors are cast to its
@@ -24,10 +27,10 @@ def autocast_to_lower_precision(operator: Callable[P, R]) -> Callable[P, R]:
     the dtype of autocast, whatever the backend.
 
     Args:
-        operator: Takes tensors, all on one device.
+        *in_single_precision: Names of arguments whose tensors are cast to float32 instead.
 
     Examples:
-        >>> @autocast_to_lower_precision
+        >>> @autocast_to_lower_precision()
         ... def add(x, y):
         ...     return x + y
         >>> with torch.autocast('cpu', torch.bfloat16):
@@ -35,20 +38,34 @@ def autocast_to_lower_precision(operator: Callable[P, R]) -> Callable[P, R]:
         torch.bfloat16
     """
 
-    @wraps(operator)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        tensors = tensors_of(*args, *kwargs.values())
-        device = tensors[0].device.type if tensors else 'cpu'
-        dtype = autocast_dtype(device)
-        if dtype is None:
-            return operator(*args, **kwargs)
+    def decorate(operator: Callable[P, R]) -> Callable[P, R]:
+        names = tuple(signature(operator).parameters)
 
-        def cast(tensor: Tensor) -> Tensor:
-            eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-            return tensor.to(dtype) if eligible else tensor
+        @wraps(operator)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            tensors = tensors_of(*args, *kwargs.values())
+            device = tensors[0].device.type if tensors else 'cpu'
+            dtype = autocast_dtype(device)
+            if dtype is None:
+                return operator(*args, **kwargs)
+            named = {**dict(zip(names, args, strict=False)), **kwargs}
+            cast = {
+                name: _cast(value, torch.float32 if name in in_single_precision else dtype)
+                for name, value in named.items()
+            }
+            with torch.autocast(device, enabled=False):
+                return operator(**cast)  # type: ignore[call-arg]
 
-        args, kwargs = tree_map_only(Tensor, cast, (args, kwargs))
-        with torch.autocast(device, enabled=False):
-            return operator(*args, **kwargs)
+        return call
 
-    return call
+    return decorate
+
+
+def _cast(argument: Any, dtype: torch.dtype) -> Any:
+    """Cast the tensors of an argument, but not those in double precision."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if eligible else tensor
+
+    return tree_map_only(Tensor, cast, argument)

@@ -4,7 +4,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from .projection import Projection
 
 
 def check_odd(*, of: str = '', **sizes: int) -> None:
@@ -119,6 +122,7 @@ def check_shift_conv(
     kernel: Tensor,
     stride: int,
     dilation: int,
+    projection: Projection | None = None,
 ) -> None:
     """Raise ValueError or TypeError unless the arguments fit together."""
     op = 'shift_conv'
@@ -132,7 +136,7 @@ def check_shift_conv(
     _check_alike(op, **{f'maps[{i}]': tensor for i, tensor in enumerate(maps)})
     if kernel.dim() != 5 or kernel.shape[-1] != kernel.shape[-2]:
         raise ValueError(f'{op}: kernel must be (P, C, k*k, k, k), got {tuple(kernel.shape)}')
-    num_maps, groups = sum(shape[1] for shape in shapes), shapes[0][2]
+    groups = shapes[0][2]
     pairs, channels, _, _, size = kernel.shape
     check_odd(of=op, kernel_side=int(size))  # a tensor while torch.jit traces
     if kernel.shape[2] != size**2 or channels % groups:
@@ -140,6 +144,9 @@ def check_shift_conv(
             f'{op}: kernel must be (P, C, k*k, k, k) with C divisible by the {groups} channels of '
             f'a map, got {tuple(kernel.shape)}'
         )
+    num_maps = sum(shape[1] for shape in shapes)
+    if projection is not None:
+        num_maps = _check_projection(projection, shapes[0], num_maps)
     expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
         'fc_weight': (fc_weight, (pairs, size**2, num_maps)),
     }
@@ -151,6 +158,55 @@ def check_shift_conv(
                 f'{op}: {name} must have shape {shape} for {num_maps} maps and a kernel of shape '
                 f'{tuple(kernel.shape)}, got {tuple(tensor.shape)}'
             )
+    _check_weights(maps[0].dtype, kernel, fc_weight, fc_bias, projection)
+
+
+def _check_projection(projection: Projection, shape: Sequence[int], given: int) -> int:
+    """Return the number of maps that a projection makes.
+
+    Args:
+        projection: Where the maps come from.
+        shape: Shape of a tensor of maps.
+        given: Number of maps that are given.
+    """
+    op, (x, weight, bias) = 'shift_conv', projection
+    batch_size, _, groups, *size = shape
+    if x.dim() != 4 or [x.shape[0], *x.shape[2:]] != [batch_size, *size]:
+        raise ValueError(
+            f'{op}: projection.x must be (B, C_in, H, W) with B, H and W of the maps, '
+            f'{(batch_size, *size)}, got {tuple(x.shape)}'
+        )
+    fits = weight.dim() == 2 and weight.shape[1] == x.shape[1] and len(weight) % groups == 0
+    if not fits or len(weight) < given * groups:
+        raise ValueError(
+            f'{op}: projection.weight must be (M * {groups}, {x.shape[1]}) with M of at least the '
+            f'{given} maps that are given, got {tuple(weight.shape)}'
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f'{op}: projection.bias must have shape ({len(weight)},), got {tuple(bias.shape)}'
+        )
+    return len(weight) // groups
+
+
+def _check_weights(
+    dtype: torch.dtype,
+    kernel: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor | None,
+    projection: Projection | None,
+) -> None:
+    """Raise TypeError unless the weights are alike and at least as precise as the maps."""
+    weights = {'kernel': kernel, 'fc_weight': fc_weight, 'fc_bias': fc_bias}
+    if projection is not None:
+        weights |= {'projection.weight': projection.weight, 'projection.bias': projection.bias}
+    op = 'shift_conv'
+    _check_alike(op, **{name: weight for name, weight in weights.items() if weight is not None})
+    if torch.promote_types(dtype, kernel.dtype) != kernel.dtype:
+        raise TypeError(
+            f'{op}: the weights must have the dtype of the maps or a more precise one, got '
+            f'{kernel.dtype} for maps of {dtype}'
+        )
 
 
 def _listed(shapes: Sequence[tuple[int, ...]]) -> str:

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from . import checks
 from .autocast import autocast_to_lower_precision
-from .backends.registry import choose
+from .backends.registry import run
 from .overrides import overridable
+from .projection import Projection
 
 
 @overridable
-@autocast_to_lower_precision
+@autocast_to_lower_precision()
 def neighborhood_attention(
     q: Tensor,
     k: Tensor,
@@ -57,13 +58,12 @@ def neighborhood_attention(
         torch.Size([2, 4, 8, 9, 5])
     """
     checks.check_neighborhood_attention(q, k, v, kernel_size, stride, dilation)
-    run = choose('neighborhood_attention', backend, q, k, v)
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    return run(q, k, v, kernel_size, stride, dilation, scale)
+    return run('neighborhood_attention', backend, q, k, v, kernel_size, stride, dilation, scale)
 
 
 @overridable
-@autocast_to_lower_precision
+@autocast_to_lower_precision()
 def neighborhood_aggregation(
     weights: Tensor, v: Tensor, kernel_size: int, backend: str | None = None
 ) -> Tensor:
@@ -94,12 +94,11 @@ def neighborhood_aggregation(
         torch.Size([1, 16, 4, 5])
     """
     checks.check_neighborhood_aggregation(weights, v, kernel_size)
-    run = choose('neighborhood_aggregation', backend, weights, v)
-    return run(weights, v, kernel_size)
+    return run('neighborhood_aggregation', backend, weights, v, kernel_size)
 
 
 @overridable
-@autocast_to_lower_precision
+@autocast_to_lower_precision('fc_weight', 'fc_bias', 'kernel', 'projection')
 def shift_conv(
     maps: Tensor | Sequence[Tensor],
     fc_weight: Tensor,
@@ -108,12 +107,15 @@ def shift_conv(
     stride: int = 1,
     dilation: int = 1,
     backend: str | None = None,
+    projection: Projection | None = None,
 ) -> Tensor:
     """Mix maps by a fully connected layer, shift them by a grouped convolution and sum.
 
     The convolution path of ACmix (Pan et al., CVPR 2022, Fig. 2c): ``k*k`` mixtures of
     the M maps, one per kernel position, go through a zero-padded ``k x k`` convolution with one
     group per channel of a map. P pairs of (fully connected layer, convolution) are summed.
+    Backends that multiply the weights with each other do so in the precision of the weights, also
+    under autocast.
 
     Args:
         maps: ``(B, M, G, H, W)``, M maps of G channels; or several tensors, such as q, k and v,
@@ -125,13 +127,19 @@ def shift_conv(
         dilation: Dilation of the convolution in pixels.
         backend: One of ``available_backends('shift_conv')``, or None as for
             :func:`neighborhood_attention`.
+        projection: The 1x1 projection that makes the maps, if there is one. A backend may then
+            start from its input, and ``maps`` may hold the first ones of the M maps alone, at least
+            one.
 
     Returns:
-        Tensor: ``(B, C, ceil(H / stride), ceil(W / stride))``; channel c is of group
-        ``c // (C / G)``.
+        Tensor: ``(B, C, ceil(H / stride), ceil(W / stride))``, in the dtype of the maps; channel c
+        is of group ``c // (C / G)``.
 
     Raises:
         ValueError: Shapes, ``stride`` or ``dilation`` do not fit, or there is no such backend.
+        TypeError: The maps are not floating point or their dtypes or devices differ; or those of
+            the weights do, or the weights are less precise than the maps.
+        RuntimeError: The backend asked for cannot run on these arguments or was not built.
 
     Examples:
         >>> import torch
@@ -140,13 +148,13 @@ def shift_conv(
         torch.Size([2, 64, 9, 5])
     """
     maps = (maps,) if isinstance(maps, Tensor) else tuple(maps)
-    checks.check_shift_conv(maps, fc_weight, fc_bias, kernel, stride, dilation)
-    run = choose('shift_conv', backend, *maps, fc_weight, kernel)
-    return run(maps, fc_weight, fc_bias, kernel, stride, dilation)
+    arguments = (maps, fc_weight, fc_bias, kernel, stride, dilation, projection)
+    checks.check_shift_conv(*arguments)
+    return run('shift_conv', backend, *arguments)
 
 
 @overridable
-@autocast_to_lower_precision
+@autocast_to_lower_precision()
 def pointwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor, chunks: int = 1, backend: str | None = None
 ) -> tuple[Tensor, ...]:
@@ -177,4 +185,4 @@ def pointwise_conv(
         torch.Size([2, 8, 5, 6])
     """
     checks.check_pointwise_conv(x, weight, bias, chunks)
-    return choose('pointwise_conv', backend, x, weight, bias)(x, weight, bias, chunks)
+    return run('pointwise_conv', backend, x, weight, bias, chunks)

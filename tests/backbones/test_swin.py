@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from golden import Golden, relative_error
@@ -7,6 +9,7 @@ from upstream import mmpretrain
 
 from acmix_mm.backbones import ACmixSwin
 from acmix_mm.layers import WindowACmix
+from acmix_mm.ops import use_backend
 from acmix_mm.registry import MODELS
 
 SIZES = {
@@ -27,7 +30,8 @@ def randomized(**kwargs) -> ACmixSwin:
     return backbone
 
 
-def test_equals_released_swin():
+@pytest.mark.parametrize('backend', ['dense', None])
+def test_equals_released_swin(backend):
     golden = Golden.load('swin_tiny_like')
     args = golden.args
     backbone = ACmixSwin(
@@ -42,7 +46,7 @@ def test_equals_released_swin():
     stages = []
     for stage in backbone.stages:
         stage.register_forward_hook(lambda _, __, out: stages.append(out[1]))
-    with torch.no_grad():
+    with torch.no_grad(), use_backend(backend, 'shift_conv') if backend else nullcontext():
         (out,) = backbone(golden.input)
     assert len(stages) == 4
     for i, tokens in enumerate(stages):
@@ -139,12 +143,13 @@ def test_outputs_after_the_patch_mergings():
         assert out.shape[1] == backbone.num_features[i]
 
 
-def test_norm_eval_keeps_running_statistics():
-    for norm_eval in (True, False):
-        backbone = randomized(norm_eval=norm_eval)
-        backbone.norm3 = nn.BatchNorm1d(96)
-        assert backbone.train().norm3.training != norm_eval
-        assert backbone.stages[3].training
+@pytest.mark.parametrize('norm', ['BN', 'BN1d', 'SyncBN'])
+@pytest.mark.parametrize('patch_norm', [True, False])
+def test_batch_norm_does_not_take_tokens(norm, patch_norm):
+    """So norm_eval, which is about BatchNorm, cannot have an effect."""
+    backbone = randomized(norm_cfg=dict(type=norm), patch_norm=patch_norm, norm_eval=True)
+    with pytest.raises((ValueError, RuntimeError), match=r'expected|running_mean'):
+        backbone(torch.randn(1, 3, 64, 64))
 
 
 def test_names_of_mmpretrain():

@@ -21,7 +21,7 @@ BACKENDS = [
 ]
 
 
-@pytest.mark.parametrize('backend', [*BACKENDS, 'composed', 'shifted', 'matmul'])
+@pytest.mark.parametrize('backend', [*BACKENDS, 'dense', 'composed', 'shifted', 'matmul'])
 @pytest.mark.parametrize(
     ('make', 'shape'),
     [

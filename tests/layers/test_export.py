@@ -19,7 +19,9 @@ def our_operators(program: torch.export.ExportedProgram) -> set[str]:
 
 
 @needs_compiler
-@pytest.mark.parametrize('backends', [['reference'], ['tiled', 'composed', 'matmul', 'shifted']])
+@pytest.mark.parametrize(
+    'backends', [['reference'], *(['tiled', b, 'matmul', 'shifted'] for b in ('dense', 'composed'))]
+)
 @pytest.mark.parametrize(
     ('make', 'shape'),
     [

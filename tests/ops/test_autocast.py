@@ -10,6 +10,7 @@ from torch import Tensor
 from versions import needs_compiler, needs_half_on_cpu, needs_torch
 
 from acmix_mm.ops import (
+    Projection,
     available_backends,
     neighborhood_aggregation,
     neighborhood_attention,
@@ -27,14 +28,21 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         [(1, 2, 9, 5, 6), (1, 4, 5, 6)],
     ),
     'shift_conv': (
-        lambda *tensors, backend: shift_conv(tensors[:2], *tensors[2:], backend=backend),
-        [(1, 1, 2, 5, 6), (1, 2, 2, 5, 6), (1, 9, 3), (1, 9), (1, 4, 9, 3, 3)],
+        lambda *tensors, backend: shift_conv(
+            tensors[:2], *tensors[2:5], backend=backend, projection=Projection(*tensors[5:])
+        ),
+        [
+            *[(1, 1, 2, 5, 6), (1, 2, 2, 5, 6), (1, 9, 3), (1, 9), (1, 4, 9, 3, 3)],
+            *[(1, 3, 5, 6), (6, 3), (6,)],
+        ],
     ),
     'pointwise_conv': (
         lambda *tensors, backend: torch.cat(pointwise_conv(*tensors, 2, backend=backend)),
         [(1, 3, 5, 6), (4, 3), (4,)],
     ),
 }
+# Tensors of shift_conv that it takes in single precision: weights and, cast later, the input.
+IN_SINGLE_PRECISION = range(2, 8)
 CASES = [
     pytest.param(name, backend, id=f'{name}-{backend}')
     for name in OPERATORS
@@ -64,9 +72,14 @@ def test_tensors_are_cast(name, backend, dtype):
     with torch.autocast('cpu', dtype):
         out = function(*leaves)
     assert out.dtype == dtype
-    assert torch.equal(out, function(*(leaf.to(dtype) for leaf in leaves)))
+    single = IN_SINGLE_PRECISION if name == 'shift_conv' else ()
+    cast = (t.to(torch.float32 if i in single else dtype) for i, t in enumerate(leaves))
+    assert torch.equal(out, function(*cast))
     out.float().sum().backward()
-    assert all(leaf.grad.dtype == leaf.dtype and leaf.grad.isfinite().all() for leaf in leaves)
+    # Backends read either the maps or the input of the projection.
+    used = [leaf for leaf in leaves if leaf.grad is not None]
+    assert len(used) >= len(leaves) - (3 if name == 'shift_conv' else 0)
+    assert all(leaf.grad.dtype == leaf.dtype and leaf.grad.isfinite().all() for leaf in used)
 
 
 @pytest.mark.parametrize(('name', 'backend'), CASES)
@@ -76,6 +89,21 @@ def test_double_precision_is_kept(name, backend):
     with torch.autocast('cpu', torch.bfloat16):
         out = function(*tensors)
     assert torch.equal(out, function(*tensors))
+
+
+def test_dense_weights_are_multiplied_in_single_precision():
+    """Weights that nearly cancel: rounded to bfloat16 first, nothing of their sum is left."""
+    fc_weight = torch.tensor([1.0, -1.0]).repeat(9, 1).unsqueeze(0) * (1 + 2**-10)
+    fc_weight[..., 1] += 2**-10
+    kernel = torch.eye(9).view(1, 1, 9, 3, 3)
+    x, projection = torch.ones(1, 1, 3, 3), torch.ones(2, 1)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = shift_conv(
+            torch.ones(1, 2, 1, 3, 3), fc_weight, None, kernel,
+            backend='dense', projection=Projection(x, projection, None),
+        )  # fmt: skip
+    assert out.dtype == torch.bfloat16
+    assert out[0, 0, 1, 1].item() == pytest.approx(9 * 2**-10, rel=1e-2)
 
 
 @needs_torch('2.4', 'autocast of attention on CPUs')

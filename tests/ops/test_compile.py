@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from convolution_path import project_and_convolve
 from torch import Tensor, nn
 from versions import needs_compiler
 
-from acmix_mm.ops import available_backends, neighborhood_attention, shift_conv
+from acmix_mm.ops import available_backends, neighborhood_attention
 
 pytestmark = needs_compiler
 
@@ -18,9 +19,9 @@ def attend(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
 
 
 def convolve(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    shapes = [(1, 6, 2, 9, 10), (1, 9, 6), (1, 9), (1, 4, 9, 3, 3)]
+    shapes = [(1, 5, 9, 10), (12, 5), (12,), (1, 9, 6), (1, 9), (1, 4, 9, 3, 3)]
     tensors = [torch.randn(shape).requires_grad_() for shape in shapes]
-    return lambda *t: shift_conv(*t, stride=2, backend=backend), tensors
+    return lambda *t: project_and_convolve(*t, stride=2, backend=backend), tensors
 
 
 # Triton's kernels have tests of their own: here they run only where there is a GPU.

@@ -2,22 +2,25 @@
 
 import os
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from convolution_path import FROM_MAPS, project_and_convolve
 from fresh_process import run_python
 from torch import Tensor
 from versions import needs_half_on_cpu
 
-from acmix_mm.ops import available_backends, neighborhood_attention, shift_conv
+from acmix_mm.ops import Projection, available_backends, neighborhood_attention, shift_conv
 
+# Shapes of the arguments of `project_and_convolve`.
+PROJECTED = [(1, 5, 5, 4), (6, 5), (6,), (1, 9, 3), (1, 9), (1, 4, 9, 3, 3)]
 CASES = int(os.environ.get('ACMIX_SWEEP', 24))
 # Triton's interpreter is too slow for a sweep: see backends/test_triton.py.
 ATTENTION_BACKENDS = [
     b for b in available_backends('neighborhood_attention') if b not in ('reference', 'triton')
 ]
-CONV_BACKENDS = [b for b in available_backends('shift_conv') if b != 'reference']
 
 
 def attention_case(seed: int) -> tuple[list[Tensor], dict]:
@@ -82,7 +85,7 @@ def test_attention_backend_equals_reference(backend, seed):
     assert_same(neighborhood_attention, tensors, geometry, backend)
 
 
-@pytest.mark.parametrize('backend', CONV_BACKENDS)
+@pytest.mark.parametrize('backend', [b for b in FROM_MAPS if b != 'reference'])
 @pytest.mark.parametrize('seed', range(CASES))
 def test_conv_backend_equals_reference(backend, seed):
     tensors, geometry = conv_case(seed)
@@ -90,6 +93,30 @@ def test_conv_backend_equals_reference(backend, seed):
 
 
 @pytest.mark.parametrize('backend', available_backends('shift_conv'))
+@pytest.mark.parametrize('seed', range(CASES))
+def test_conv_of_a_projection_equals_that_of_its_maps(backend, seed):
+    (maps, *weights), geometry = conv_case(seed)
+    batch_size, num_maps, channels, *size = maps.shape
+    rng = random.Random(seed)
+    x = torch.randn(batch_size, rng.choice([1, 5]), *size, dtype=torch.float64)
+    if rng.random() < 0.5:
+        x = x.to(memory_format=torch.channels_last)
+    project = torch.randn(num_maps * channels, x.shape[1], dtype=torch.float64)
+    bias = torch.randn(len(project), dtype=torch.float64) if rng.random() < 0.7 else None
+    # The definition is given all maps.
+    given = rng.choice([1, num_maps])
+    ours, definition = (
+        results(
+            partial(project_and_convolve, given=known), [x, project, bias, *weights], geometry, b
+        )
+        for b, known in ((backend, given), ('reference', num_maps))
+    )
+    for mine, expected in zip(ours, definition, strict=True):
+        scale = expected.abs().max().item() if expected.numel() else 1.0
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10 * max(scale, 1e-3))
+
+
+@pytest.mark.parametrize('backend', FROM_MAPS)
 def test_maps_may_come_in_several_tensors(backend):
     tensors, geometry = conv_case(0)
     x, *weights = torch.randn(2, 12, 4, 9, 5, dtype=torch.float64), *tensors[1:]
@@ -191,6 +218,28 @@ def test_attention_refuses(change, error, says):
         (dict(kernel=torch.zeros(1, 5, 9, 3, 3)), 'divisible by the 4 channels'),
         (dict(kernel=torch.zeros(1, 4, 4, 2, 2)), 'kernel_side must be a positive odd'),
         (dict(stride=1.5), 'stride must be a positive integer, got 1.5'),
+        (
+            dict(projection=Projection(torch.zeros(1, 6, 5, 4), torch.zeros(12, 6), None)),
+            r'projection.x must be \(B, C_in, H, W\) with B, H and W of the maps, \(1, 5, 5\)',
+        ),
+        (
+            dict(projection=Projection(torch.zeros(1, 6, 5, 5), torch.zeros(12, 5), None)),
+            r'projection.weight must be \(M \* 4, 6\)',
+        ),
+        (
+            dict(projection=Projection(torch.zeros(1, 6, 5, 5), torch.zeros(8, 6), None)),
+            'at least the 3 maps that are given',
+        ),
+        (
+            dict(projection=Projection(torch.zeros(1, 6, 5, 5), torch.zeros(16, 6), None)),
+            r'fc_weight must have shape \(1, 9, 4\) for 4 maps',
+        ),
+        (
+            dict(
+                projection=Projection(torch.zeros(1, 6, 5, 5), torch.zeros(12, 6), torch.zeros(6))
+            ),
+            r'projection.bias must have shape \(12,\), got \(6,\)',
+        ),
     ],
 )
 def test_shift_conv_refuses(change, says):
@@ -202,6 +251,33 @@ def test_shift_conv_refuses(change, says):
     )
     with pytest.raises(ValueError, match=says):
         shift_conv(**(good | change))
+
+
+def test_dense_backend_needs_the_projection():
+    tensors, geometry = conv_case(0)
+    with pytest.raises(RuntimeError, match="'dense' cannot run: it needs the projection that"):
+        shift_conv(*tensors, **geometry, backend='dense')
+
+
+@pytest.mark.parametrize('backend', available_backends('shift_conv'))
+def test_weights_are_at_least_as_precise_as_the_maps(backend):
+    tensors = [torch.randn(shape) for shape in PROJECTED]
+    for i in (1, 3, 5):
+        mixed = [t.half() if j == i else t for j, t in enumerate(tensors)]
+        with pytest.raises(TypeError, match='must have the same dtype'):
+            _from_projection(mixed, backend)
+    with pytest.raises(TypeError, match='of the maps or a more precise one, got'):
+        _from_projection([tensors[0].double(), *tensors[1:]], backend)
+    # More precise weights are multiplied in their own precision.
+    out = _from_projection([tensors[0].bfloat16(), *tensors[1:]], backend)
+    assert out.dtype == torch.bfloat16
+
+
+def _from_projection(tensors: list[Tensor], backend: str) -> Tensor:
+    x, weight, bias, *weights = tensors
+    maps = torch.zeros(1, 1, 2, 5, 4, dtype=x.dtype)
+    projection = Projection(x, weight, bias)
+    return shift_conv(maps, *weights, backend=backend, projection=projection)
 
 
 @pytest.mark.parametrize(

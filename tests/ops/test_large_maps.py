@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from acmix_mm.ops import available_backends, neighborhood_attention, pointwise_conv, shift_conv
+from acmix_mm.ops import (
+    Projection,
+    available_backends,
+    neighborhood_attention,
+    pointwise_conv,
+    shift_conv,
+)
 
 
 @pytest.fixture
@@ -44,10 +50,13 @@ def test_attention(memory, backend, monkeypatch):
 
 @pytest.mark.parametrize('backend', available_backends('shift_conv'))
 def test_shift_conv(memory, backend):
-    maps, weights = torch.randn(2, 3, 2, 4, 4), (torch.randn(1, 9, 3), torch.randn(1, 2, 9, 3, 3))
+    x, weights = torch.randn(2, 6, 4, 4), (torch.randn(1, 9, 3), torch.randn(1, 2, 9, 3, 3))
     results = []
-    for leaf, name in ((maps.clone(), 'reference'), (spread(memory, maps), backend)):
-        out = shift_conv(leaf.requires_grad_(), weights[0], None, weights[1], backend=name)
+    for leaf, name in ((x.clone(), 'reference'), (spread(memory, x), backend)):
+        maps = leaf.requires_grad_().unflatten(1, (3, 2))
+        projection = Projection(leaf, torch.eye(6), None)
+        arguments = (maps, weights[0], None, weights[1])
+        out = shift_conv(*arguments, backend=name, projection=projection)
         results.append([out, *torch.autograd.grad(out.square().sum(), leaf)])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from convolution_path import project_and_convolve
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
@@ -15,7 +16,6 @@ from acmix_mm.ops import (
     neighborhood_aggregation,
     neighborhood_attention,
     pointwise_conv,
-    shift_conv,
 )
 
 COMPILED = ('cpu', 'triton')
@@ -30,8 +30,7 @@ def aggregate(*tensors: Tensor, backend: str | None) -> Tensor:
 
 
 def convolve(*tensors: Tensor, backend: str | None) -> Tensor:
-    maps, *weights = tensors
-    return shift_conv((maps[:, :1], maps[:, 1:]), *weights, stride=2, backend=backend)
+    return project_and_convolve(*tensors, stride=2, backend=backend)
 
 
 def project(*tensors: Tensor, backend: str | None) -> Tensor:
@@ -42,7 +41,10 @@ def project(*tensors: Tensor, backend: str | None) -> Tensor:
 OPERATORS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     'neighborhood_attention': (attend, [(2, 1, 2, 2, 2), *[(2, 1, 2, 3, 4)] * 2]),
     'neighborhood_aggregation': (aggregate, [(2, 2, 9, 3, 2), (2, 4, 3, 2)]),
-    'shift_conv': (convolve, [(2, 3, 2, 3, 2), (1, 9, 3), (1, 9), (1, 4, 9, 3, 3)]),
+    'shift_conv': (
+        convolve,
+        [(2, 2, 3, 2), (6, 2), (6,), (1, 9, 3), (1, 9), (1, 4, 9, 3, 3)],
+    ),
     'pointwise_conv': (project, [(2, 3, 2, 3), (4, 3), (4,)]),
 }
 OF_TORCH = [

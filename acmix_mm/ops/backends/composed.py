@@ -6,10 +6,13 @@ multiplied first; the k_c^2 intermediate maps never exist.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..projection import Projection, complete_maps
 
 
 def compose(fc_weight: Tensor, kernel: Tensor) -> Tensor:
@@ -19,6 +22,30 @@ def compose(fc_weight: Tensor, kernel: Tensor) -> Tensor:
     return torch.einsum('pcihw,pim->cmhw', kernel, fc_weight).contiguous()
 
 
+def compose_bias(fc_bias: Tensor, kernel: Tensor) -> Tensor:
+    """What the bias adds for each kernel position inside the map: (P, k*k) -> (C, k, k)."""
+    return torch.einsum('pcihw,pi->chw', kernel, fc_bias)
+
+
+def border_bias(offset: Tensor, size: Sequence[int], stride: int, dilation: int) -> Tensor:
+    """Sum the offsets of the kernel positions inside the map: (C, k, k) -> (C, H_out, W_out).
+
+    Args:
+        offset: What each kernel position adds where it lies inside the map.
+        size: H and W of the map.
+        stride: Stride of the convolution in pixels.
+        dilation: Dilation of the convolution in pixels.
+    """
+    steps = torch.arange(offset.shape[-1], device=offset.device)
+    steps = dilation * (steps - offset.shape[-1] // 2)
+    rows, columns = (
+        (pixel >= 0) & (pixel < length)
+        for length in size
+        for pixel in (steps[:, None] + torch.arange(0, length, stride, device=offset.device),)
+    )
+    return torch.einsum('chw,hy,wx->cyx', offset, rows.to(offset.dtype), columns.to(offset.dtype))
+
+
 def shift_conv(
     maps: Sequence[Tensor],
     fc_weight: Tensor,
@@ -26,22 +53,23 @@ def shift_conv(
     kernel: Tensor,
     stride: int,
     dilation: int,
+    projection: Projection | None = None,
 ) -> Tensor:
     """See :func:`acmix_mm.ops.shift_conv`."""
+    maps = complete_maps(maps, projection, fc_weight.shape[-1])
     stacked = maps[0] if len(maps) == 1 else torch.cat([*maps], 1)
     groups, size = stacked.shape[2], kernel.shape[-1]
     padding = dilation * (size // 2)
-    weight = compose(fc_weight, kernel)
+    weight = compose(fc_weight, kernel).to(stacked.dtype)
     maps_of_groups = stacked.transpose(1, 2).flatten(1, 2)
     out = F.conv2d(maps_of_groups, weight, None, stride, padding, dilation, groups)
     if fc_bias is None:
         return out
     # The bias is added before the zero padding: outside the map there is none.
-    inside = stacked.new_ones(1, 1, *stacked.shape[-2:])
-    bias = torch.einsum('pcihw,pi->chw', kernel, fc_bias).unsqueeze(1)
-    return out + F.conv2d(inside, bias.to(inside.dtype), None, stride, padding, dilation)
+    bias = border_bias(compose_bias(fc_bias, kernel), stacked.shape[3:], stride, dilation)
+    return out + bias.to(out.dtype)
 
 
-def cannot_run(*tensors: Tensor) -> str | None:
+def cannot_run(*_: Any) -> str | None:
     """Return None: a grouped convolution runs wherever torch does."""
     return None

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ..flops import register_flops
+from ..overrides import tensors_of
+from ..projection import Projection, complete_maps
 from ..torch_compat import register_autograd, register_fake
 from ..transforms import NO_TRANSFORMS, transforms_active
 from .composed import compose
@@ -29,25 +31,26 @@ except ImportError as error:
     )
 
 
-def cannot_run(*tensors: Tensor) -> str | None:
-    """Return why the kernels cannot take these tensors, or None if they can."""
+def cannot_run(*arguments: Any) -> str | None:
+    """Return why the kernels cannot take these arguments, or None if they can."""
     if MISSING is not None:
         return MISSING
+    tensors = tensors_of(*arguments)
     if any(tensor.device.type != 'cpu' for tensor in tensors):
         return f'the tensors must be on the CPU, got {tensors[0].device}'
     return NO_TRANSFORMS if transforms_active() else None
 
 
-def cannot_run_pointwise_conv(*tensors: Tensor) -> str | None:
-    """Return why the matrix product cannot take these tensors, or None if it can.
+def cannot_run_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor, chunks: int) -> str | None:
+    """Return why the matrix product cannot take these arguments, or None if it can.
 
     It is compiled for single and double precision; in half precision oneDNN is faster.
     """
-    dtypes = {tensor.dtype for tensor in tensors}
+    dtypes = {tensor.dtype for tensor in (x, weight, bias)}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         names = ', '.join(sorted(map(str, dtypes)))
         return f'the tensors must all be float32 or all float64, got {names}'
-    return cannot_run(*tensors)
+    return cannot_run(x, weight, bias)
 
 
 def neighborhood_attention(
@@ -72,20 +75,17 @@ def shift_conv(
     kernel: Tensor,
     stride: int,
     dilation: int,
+    projection: Projection | None = None,
 ) -> Tensor:
     """See :func:`acmix_mm.ops.shift_conv`."""
     weight = compose(fc_weight, kernel)
     if fc_bias is not None:
         # One more map, of ones inside the image and zeros in the padding, carries the bias.
         weight = torch.cat([weight, compose(fc_bias.unsqueeze(-1), kernel)], 1)
-    if weight.dtype != maps[0].dtype:
-        raise TypeError(
-            f'shift_conv: maps and weights must have the same dtype, got {maps[0].dtype} and '
-            f'{weight.dtype}'
-        )
+    maps = complete_maps(maps, projection, fc_weight.shape[-1])
     # Copy once: the kernels need unit stride along rows.
     near = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in maps]
-    return torch.ops.acmix_mm.shift_conv_forward(near, weight, stride, dilation)
+    return torch.ops.acmix_mm.shift_conv_forward(near, weight.to(maps[0].dtype), stride, dilation)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

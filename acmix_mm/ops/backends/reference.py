@@ -6,12 +6,14 @@ the keys and values, so it is used only when it is requested by name.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..padding import reflect_pad2d
+from ..projection import Projection, complete_maps
 
 
 def neighborhood_attention(
@@ -44,16 +46,18 @@ def shift_conv(
     kernel: Tensor,
     stride: int,
     dilation: int,
+    projection: Projection | None = None,
 ) -> Tensor:
     """See :func:`acmix_mm.ops.shift_conv`."""
-    stacked = torch.cat([*maps], 1)
+    stacked = torch.cat([*complete_maps(maps, projection, fc_weight.shape[-1])], 1)
+    fc_weight, kernel = fc_weight.to(stacked.dtype), kernel.to(stacked.dtype)
     groups, size = stacked.shape[2], kernel.shape[-1]
     padding = dilation * (size // 2)
     outs = []
     for pair in range(len(fc_weight)):
         mixed = torch.einsum('im,bmghw->bgihw', fc_weight[pair], stacked)
         if fc_bias is not None:
-            mixed = mixed + fc_bias[pair].view(1, 1, -1, 1, 1)
+            mixed = mixed + fc_bias[pair].view(1, 1, -1, 1, 1).to(mixed.dtype)
         mixed = mixed.flatten(1, 2)
         outs.append(F.conv2d(mixed, kernel[pair], None, stride, padding, dilation, groups))
     return torch.stack(outs).sum(0)
@@ -70,6 +74,6 @@ def neighborhood_aggregation(weights: Tensor, v: Tensor, kernel_size: int) -> Te
     return (weights.unsqueeze(1) * windows).sum(3).flatten(1, 2)
 
 
-def cannot_run(*tensors: Tensor) -> str | None:
+def cannot_run(*_: Any) -> str | None:
     """Return None: the definitions run wherever torch does."""
     return None

@@ -2,21 +2,20 @@
 """Which backends each operator has, and which of them runs a call."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from torch import Tensor
-
+from ..overrides import tensors_of
 from ..torch_compat import is_compiling
-from . import composed, cpu, matmul, reference, shifted, tiled, triton
+from . import composed, cpu, dense, matmul, reference, shifted, tiled, triton
 
 logger = logging.getLogger(__name__)
 
 
-def _nothing_missing() -> str | None:
+def _no_reason(*_: Any) -> str | None:
     return None
 
 
@@ -26,29 +25,32 @@ class Backend:
 
     Attributes:
         run: The implementation. Its arguments were checked.
-        cannot_run: Takes the tensors of a call. Returns the reason why ``run`` cannot take them, or
-            None if it can.
+        cannot_run: Takes the arguments of ``run``. Returns the reason why ``run`` cannot take them,
+            or None if it can.
         missing: Returns the reason why the backend is not part of this installation, or None if it
             is.
+        by_name_only: Takes the arguments of ``run``. Returns the reason why automatic choice leaves
+            the backend out although it can run, or None if it does not.
     """
 
     run: Callable[..., Any]
     cannot_run: Callable[..., str | None]
-    missing: Callable[[], str | None] = _nothing_missing
+    missing: Callable[[], str | None] = _no_reason
+    by_name_only: Callable[..., str | None] = _no_reason
 
 
 def _cpu_missing() -> str | None:
     return cpu.MISSING
 
 
-# Best first: automatic choice takes the first backend that can run.
+# Best first: automatic choice takes the first backend that can run and is not for use by name only.
 OPERATORS: dict[str, dict[str, Backend]] = {
     'neighborhood_attention': {
         'cpu': Backend(cpu.neighborhood_attention, cpu.cannot_run, _cpu_missing),
+        'triton': Backend(
+            triton.neighborhood_attention, triton.cannot_run, triton.missing, triton.by_name_only
+        ),
         'tiled': Backend(tiled.neighborhood_attention, tiled.cannot_run),
-        # After a backend that runs everywhere, so it runs by name only until its speed has been
-        # measured on a GPU.
-        'triton': Backend(triton.neighborhood_attention, triton.cannot_run, triton.missing),
         'reference': Backend(reference.neighborhood_attention, reference.cannot_run),
     },
     'neighborhood_aggregation': {
@@ -57,6 +59,7 @@ OPERATORS: dict[str, dict[str, Backend]] = {
     },
     'shift_conv': {
         'cpu': Backend(cpu.shift_conv, cpu.cannot_run, _cpu_missing),
+        'dense': Backend(dense.shift_conv, dense.cannot_run, by_name_only=dense.by_name_only),
         'composed': Backend(composed.shift_conv, composed.cannot_run),
         'reference': Backend(reference.shift_conv, reference.cannot_run),
     },
@@ -129,34 +132,39 @@ def use_backend(backend: str, operator: str | None = None) -> Iterator[None]:
         _selected.update(outer)
 
 
-def choose(operator: str, backend: str | None, *tensors: Tensor) -> Callable[..., Any]:
-    """Return the implementation that runs a call.
+def run(operator: str, backend: str | None, *arguments: Any) -> Any:
+    """Choose a backend of an operator and return its result.
 
     Args:
         operator: Name of the operator.
         backend: Name of the backend that the caller asks for. None means the one set by
-            :func:`use_backend`, or else the best one that can take the tensors.
-        *tensors: The tensors of the call.
+            :func:`use_backend`, or else the best one that can take the arguments.
+        *arguments: The arguments of the backend, the first one a tensor or several.
 
     Raises:
         ValueError: The operator has no such backend.
-        RuntimeError: The backend that was asked for cannot take the tensors; the message says why.
+        RuntimeError: The backend that was asked for cannot take the arguments; the message says
+            why.
     """
+    return _choose(operator, backend, arguments).run(*arguments)
+
+
+def _choose(operator: str, backend: str | None, arguments: Sequence[Any]) -> Backend:
     backends = _backends(operator)
     name = backend if backend is not None else _selected.get(operator)
     if name is not None:
         _check_name(operator, name)
-        reason = backends[name].cannot_run(*tensors)
+        reason = backends[name].cannot_run(*arguments)
         if reason is not None:
             raise RuntimeError(f'{operator}: backend {name!r} cannot run: {reason}')
-        return backends[name].run
+        return backends[name]
     for name, candidate in backends.items():
-        reason = candidate.cannot_run(*tensors)
+        reason = candidate.cannot_run(*arguments) or candidate.by_name_only(*arguments)
         if reason is None:
-            return candidate.run
+            return candidate
         if not is_compiling():
-            _log_skipped(operator, name, tensors[0].device.type, reason)
-    raise RuntimeError(f'{operator}: none of {list(backends)} can take these tensors')
+            _log_skipped(operator, name, tensors_of(*arguments)[0].device.type, reason)
+    raise RuntimeError(f'{operator}: none of {list(backends)} can take these arguments')
 
 
 def _backends(operator: str) -> dict[str, Backend]:

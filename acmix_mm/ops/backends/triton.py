@@ -34,12 +34,11 @@ def _kernels() -> Any:
     return triton_kernels
 
 
-def cannot_run(*tensors: Tensor) -> str | None:
-    """Return why the kernels cannot take these tensors, or None if they can.
+def cannot_run(tensor: Tensor, *_: Any) -> str | None:
+    """Return why the kernels cannot take these arguments, or None if they can.
 
     They need an NVIDIA GPU of the Ampere generation or later, or Triton's interpreter.
     """
-    tensor = tensors[0]
     if (reason := missing()) is not None:
         return reason
     if tensor.dtype not in DTYPES:
@@ -56,6 +55,11 @@ def cannot_run(*tensors: Tensor) -> str | None:
     if capability < (8, 0):
         return f'the GPU must have compute capability 8.0 or higher, got {capability}'
     return None
+
+
+def by_name_only(*_: Any) -> str | None:
+    """Return why automatic choice does not take the kernels, or None if it does."""
+    return "Triton's interpreter is for tests" if _kernels().INTERPRETED else None
 
 
 def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, *window: Any) -> Tensor:

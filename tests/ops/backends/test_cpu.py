@@ -108,13 +108,6 @@ def test_conv_in_half_precision():
 
 
 @needs_kernels
-def test_conv_refuses_mixed_dtypes():
-    maps, *weights = conv_inputs()
-    with pytest.raises(TypeError, match='maps and weights must have the same dtype'):
-        shift_conv(maps.float(), *weights, backend='cpu')
-
-
-@needs_kernels
 def test_result_does_not_depend_on_the_number_of_threads():
     before = torch.get_num_threads()
     results = []

@@ -10,7 +10,7 @@ from versions import needs_compiler
 from acmix_mm.layers import ACmix
 from acmix_mm.ops import available_backends, neighborhood_attention, shift_conv, use_backend
 from acmix_mm.ops.backends import registry
-from acmix_mm.ops.backends.registry import OPERATORS, Backend, choose
+from acmix_mm.ops.backends.registry import OPERATORS, Backend, run
 
 
 @pytest.fixture
@@ -119,9 +119,10 @@ def test_skipped_backend_is_logged_once_with_the_reason(calls, attention, caplog
     registry._log_skipped.cache_clear()
     with caplog.at_level(logging.INFO, registry.logger.name):
         for _ in range(2):
-            choose('neighborhood_attention', None, *attention)
+            run('neighborhood_attention', None, *attention, 3, 1, 1, 1.0)
     assert [record.getMessage() for record in caplog.records] == [
-        "neighborhood_attention: backend 'cpu' skipped: it is switched off"
+        f"neighborhood_attention: backend '{name}' skipped: it is switched off"
+        for name in ('cpu', 'triton')
     ]
 
 
