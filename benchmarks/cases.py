@@ -221,8 +221,10 @@ def comparisons(suites: Sequence[str], quick: bool) -> list[Comparison]:
 
     found = []
     for name in ('neighborhood_attention', 'shift_conv', 'pointwise_conv'):
-        # Triton's kernels need a GPU, and the definitions are not meant to be fast.
-        backends = [b for b in available_backends(name) if b not in ('reference', 'triton')]
+        # Triton's kernels need a GPU, the definitions are not meant to be fast, and the dense
+        # convolution does not start from the maps.
+        others = ('reference', 'triton', 'dense', 'portable')
+        backends = [b for b in available_backends(name) if b not in others]
         for stage in ((64, 128, 128), *STAGES):
             found.append(Comparison('operator', (name, *sized(*stage)), (*backends, ROOFLINE)))
     found += [

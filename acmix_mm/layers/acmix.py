@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checkpoints.released import SLIDING_WINDOW, accept_released_names
 from ..ops import neighborhood_attention
 from ..ops.checks import check_odd, check_positive
+from ..ops.size_cache import cached_per_size
 from ..ops.torch_compat import register_load_state_dict_pre_hook
 from .base_module import BaseModule
 from .fx import leaf_of_fx
@@ -17,7 +18,6 @@ from .path_mix import PathMix
 from .projection import PointwiseConv
 from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
-from .size_cache import cached_per_size
 from .types import OptMultiConfig, PathWeights
 
 

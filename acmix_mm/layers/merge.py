@@ -73,9 +73,9 @@ class _MergedConv(nn.Module):
         self.stride, self.dilation = conv.stride, conv.dilation
         with torch.no_grad():
             fc_weight, fc_bias, kernel = conv.weighed(beta)
-            projection = Projection(torch.empty(0), linear.weight.flatten(1), linear.bias)
+            projection = Projection(torch.empty(0, 0, 0, 0), linear.weight.flatten(1), linear.bias)
             weight, offset = compose_from_input(projection, fc_weight, fc_bias, kernel)
-        self.register_buffer('weight', weight)
+        self.register_buffer('weight', weight.contiguous())
         self.register_buffer('offset', offset)
 
     def forward(

@@ -17,6 +17,7 @@ class PointwiseConv(nn.Conv2d):
         chunks: Number of results. Default: 1.
 
     Examples:
+        >>> import torch
         >>> q, k, v = PointwiseConv(3, 24, chunks=3)(torch.rand(2, 3, 5, 6))
         >>> q.shape
         torch.Size([2, 8, 5, 6])

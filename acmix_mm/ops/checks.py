@@ -202,7 +202,7 @@ def _check_weights(
         weights |= {'projection.weight': projection.weight, 'projection.bias': projection.bias}
     op = 'shift_conv'
     _check_alike(op, **{name: weight for name, weight in weights.items() if weight is not None})
-    if torch.promote_types(dtype, kernel.dtype) != kernel.dtype:
+    if dtype != kernel.dtype != torch.promote_types(dtype, kernel.dtype):
         raise TypeError(
             f'{op}: the weights must have the dtype of the maps or a more precise one, got '
             f'{kernel.dtype} for maps of {dtype}'

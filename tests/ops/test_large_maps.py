@@ -35,9 +35,7 @@ def spread(memory: Tensor, like: Tensor, start: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize('backend', available_backends('neighborhood_attention'))
-def test_attention(memory, backend, monkeypatch):
-    if backend == 'triton':  # larger steps, which are quicker in the interpreter
-        monkeypatch.setattr('acmix_mm.ops.backends.triton_kernels.BLOCK', 256)
+def test_attention(memory, backend):
     near = [tensor.requires_grad_() for tensor in torch.randn(3, 2, 2, 3, 4, 4).unbind()]
     with torch.no_grad():
         far = [spread(memory, tensor, 8 * i) for i, tensor in enumerate(near)]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..projection import Projection, complete_maps
+from ..size_cache import cached_per_size
 
 
 def compose(fc_weight: Tensor, kernel: Tensor) -> Tensor:
@@ -36,14 +37,30 @@ def border_bias(offset: Tensor, size: Sequence[int], stride: int, dilation: int)
         stride: Stride of the convolution in pixels.
         dilation: Dilation of the convolution in pixels.
     """
-    steps = torch.arange(offset.shape[-1], device=offset.device)
-    steps = dilation * (steps - offset.shape[-1] // 2)
     rows, columns = (
-        (pixel >= 0) & (pixel < length)
+        _positions_inside(offset.shape[-1], length, stride, dilation, offset.dtype, offset.device)
         for length in size
-        for pixel in (steps[:, None] + torch.arange(0, length, stride, device=offset.device),)
     )
-    return torch.einsum('chw,hy,wx->cyx', offset, rows.to(offset.dtype), columns.to(offset.dtype))
+    return torch.einsum('chw,hy,wx->cyx', offset, rows, columns)
+
+
+@cached_per_size
+def _positions_inside(
+    kernel_size: int,
+    length: int,
+    stride: int,
+    dilation: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """1 where a position of the kernel lies inside the map, else 0, along one axis.
+
+    Returns:
+        Tensor: ``(kernel_size, ceil(length / stride))``.
+    """
+    steps = dilation * (torch.arange(kernel_size, device=device) - kernel_size // 2)
+    pixels = steps[:, None] + torch.arange(0, length, stride, device=device)
+    return ((pixels >= 0) & (pixels < length)).to(dtype)
 
 
 def shift_conv(

@@ -10,12 +10,11 @@ libraries for GPUs have their fastest kernels, forward and backward, in every me
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..projection import Projection
-from .composed import border_bias, compose, compose_bias
+from .composed import border_bias, compose_bias
 
 
 def compose_from_input(
@@ -27,19 +26,23 @@ def compose_from_input(
         tuple[Tensor, Tensor | None]: Weight ``(C, C_in, k, k)``, and what the biases add for each
         kernel position that lies inside the map, ``(C, k, k)``, or None without biases.
     """
-    channels = len(projection.weight) // fc_weight.shape[-1]
-    by_group = compose(fc_weight, kernel).unflatten(0, (channels, -1))
-    rows = projection.weight.unflatten(0, (-1, channels))
-    weight = torch.einsum('gcmhw,mgi->gcihw', by_group, rows)
+    x, weight, bias = projection
+    channels, size = len(weight) // fc_weight.shape[-1], kernel.shape[-1]
+    # (C, k, k, M), and then as many rows for each channel of a map.
+    composed = kernel.permute(1, 3, 4, 0, 2).flatten(3) @ fc_weight.flatten(0, 1)
+    rows = composed.view(channels, -1, fc_weight.shape[-1])
+    # Maps come first in the rows of the projection.
+    weight = rows @ weight.unflatten(0, (-1, channels)).transpose(0, 1)
+    weight = weight.view(len(composed), size, size, -1).permute(0, 3, 1, 2)
     offset = None
-    if projection.bias is not None:
-        bias = projection.bias.unflatten(0, (-1, channels))
-        offset = torch.einsum('gcmhw,mg->gchw', by_group, bias).flatten(0, 1)
+    if bias is not None:
+        by_channel = bias.view(-1, channels, 1).transpose(0, 1)
+        offset = (rows @ by_channel).view(-1, size, size)
     if fc_bias is not None:
         fc_offset = compose_bias(fc_bias, kernel)
         offset = fc_offset if offset is None else offset + fc_offset
-    # Contiguous for the reason given in `compose`.
-    return weight.flatten(0, 1).contiguous(), offset
+    # As it is, its input channels are innermost, which suits x if those of x are.
+    return weight if x.stride(1) == 1 else weight.contiguous(), offset
 
 
 def shift_conv(

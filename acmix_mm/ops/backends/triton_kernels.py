@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
+# ruff: noqa: RUF005 -- Triton's language has no starred expressions
 """Neighbourhood attention as fused CUDA kernels, written in Triton: no im2col, no padded copies.
 
-As in :mod:`.tiled`, queries are cut into square tiles. A program attends from one tile: it goes
-through the keys that any query of the tile sees, a block at a time, masks what a query does not
-see, and keeps the softmax online. For a 7x7 window three of four products are masked. It should
-still be the way for a GPU: both steps of attention are then matrix products, which tensor cores do
-many times faster than element-wise code, and a key is read once for 64 queries. The arithmetic is
-tested in Triton's interpreter; **speed has not been measured**, so that the backend runs only when
-asked for by name.
+Queries are cut into tiles of 8 x 8, a program for each, and a tile into strips of 2 x 8, a warp for
+each: 16 rows of a matrix, as many as a tensor core multiplies at once. A strip attends to its halo,
+which is 8 x 14 keys for a window of 7 x 7. Laid out as 8 x 16, 49 of 128 logits are of use; without
+strips, it would be 49 of 256. The strips of a tile run side by side, so that they find the keys
+that they share in the cache of their multiprocessor. Which key a query sees depends on their places
+in halo and strip alone, so that the compiler knows most of the mask. Halos of larger windows are
+taken in blocks, with the softmax kept online.
+
+The arithmetic is tested in Triton's interpreter, and ``benchmarks/count_sass.py`` counts the
+instructions that the kernels are compiled to. **Speed has not been measured.**
 
 The backward pass recomputes the weights from q, k and the log-sum-exp: one kernel per tile of
 queries for the gradient of q, one per tile of keys for those of k and v. The latter gathers from
@@ -16,16 +20,20 @@ the queries that see a key, directly or mirrored at a border: nothing is added a
 results are reproducible.
 
 With stride s and dilation d, only queries d / gcd(s, d) apart share keys, and keys that share a
-query are d apart. So the pixels of a tile are that far apart (``STEP``).
+query are d apart. So the pixels of a tile are that far apart (``STEP``), and the windows of
+neighbouring queries of a tile begin s / gcd(s, d) keys apart (``HOP``).
 
-Inside the kernels an "image" is a pair of batch index and head, "pixels" are a triple of rows,
-columns and whether they exist, and a "slice" is a part of the channels.
+Inside the kernels an "image" is what belongs to one batch index and head: an address, and the
+strides of channels, rows and columns. "Pixels" are rows, columns and whether they exist, each
+``(strips, pixels)`` or a shape that broadcasts to it. A "slice" is a part of the channels.
+Exponentials and logarithms are to the base of 2, which is what GPUs compute.
 """
 
 # Triton's interpreter knows its constants by annotations that are strings.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Any
 
 import torch
@@ -35,88 +43,149 @@ from torch import Tensor
 
 from ..flops import register_flops
 
-TILE = 8  # pixels a side of a tile
-BLOCK = 32  # keys, or queries, that a tile meets at a time
+ROWS, COLUMNS = tl.constexpr(2), tl.constexpr(8)  # of a strip
+PIXELS = tl.constexpr(16)  # of a strip
+STRIPS = tl.constexpr(4)  # of a tile, one below the other
+SLICE = tl.constexpr(16)  # channels that are taken at a time
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 # Sizes change from image to image, so there are no variants of a kernel for special ones.
-_SIZES = ['height', 'width', 'out_height', 'out_width']
-_kernel = triton.jit(do_not_specialize=_SIZES)
+_SIZES = ['heads', 'height', 'width', 'out_height', 'out_width']
+_REACH = ['above', 'below', 'before', 'after']
+_kernel = triton.jit(do_not_specialize=[*_SIZES, *_REACH])
 
 
 @triton.jit
-def _tile(heads, height, width, STEP: tl.constexpr, TILE: tl.constexpr, SLICES: tl.constexpr):
-    """What this program is for: image, slice, tile's first row and column, pixels."""
-    down = tl.minimum(STEP, height) * tl.cdiv(tl.cdiv(height, STEP), TILE)
-    across = tl.minimum(STEP, width) * tl.cdiv(tl.cdiv(width, STEP), TILE)
+def _tile(heads, height, width, STEP: tl.constexpr):
+    """What this program is for: batch index, head, first row and column of a tile."""
+    down = tl.minimum(STEP, height) * tl.cdiv(tl.cdiv(height, STEP), STRIPS * ROWS)
+    across = tl.minimum(STEP, width) * tl.cdiv(tl.cdiv(width, STEP), COLUMNS)
     index = tl.program_id(0)
-    part, index = index % SLICES, index // SLICES
     column, index = index % across, index // across
     row, index = index % down, index // down
-    row = row // STEP * STEP * TILE + row % STEP
-    column = column // STEP * STEP * TILE + column % STEP
-    n = tl.arange(0, TILE * TILE)
-    rows, columns = row + STEP * (n // TILE), column + STEP * (n % TILE)
-    pixels = (rows, columns, (rows < height) & (columns < width))
-    return (index // heads, index % heads), part, row, column, pixels
+    row = row // STEP * STEP * STRIPS * ROWS + row % STEP
+    column = column // STEP * STEP * COLUMNS + column % STEP
+    return index // heads, index % heads, row, column
 
 
 @triton.jit
-def _flat(image, heads, pixels, height, width):
+def _pixels(row, column, height, width, STEP: tl.constexpr):
+    """The pixels of a tile."""
+    strip, n = tl.arange(0, STRIPS)[:, None], tl.arange(0, PIXELS)[None, :]
+    rows = row + STEP * (ROWS * strip + n // COLUMNS)
+    columns = column + STEP * (n % COLUMNS)
+    return rows, columns, (rows < height) & (columns < width)
+
+
+@triton.jit
+def _flat(batch, head, heads, pixels, height, width):
     """Where pixels lie in a contiguous (batch, heads, height, width)."""
-    return ((image[0].to(tl.int64) * heads + image[1]) * height + pixels[0]) * width + pixels[1]
+    return ((batch.to(tl.int64) * heads + head) * height + pixels[0]) * width + pixels[1]
 
 
 @triton.jit
-def _vectors(tensor, strides, image, pixels, part, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(BLOCK_D, pixels): where a slice of some pixels lies, and what of it exists."""
-    channels = part * BLOCK_D + tl.arange(0, BLOCK_D)
-    tensor += image[0].to(tl.int64) * strides[0] + image[1].to(tl.int64) * strides[1]
-    places = pixels[0].to(tl.int64) * strides[3] + pixels[1].to(tl.int64) * strides[4]
-    tensor = tensor + channels.to(tl.int64)[:, None] * strides[2] + places[None, :]
-    return tensor, (channels < DEPTH)[:, None] & pixels[2][None, :]
+def _image(tensor, codes, batch, head, LAYOUT: tl.constexpr, OFFSET: tl.constexpr):
+    """The image of a tensor, from the codes of its strides (``_stride_codes``) and its layout."""
+    ALIGNED: tl.constexpr = LAYOUT if LAYOUT > 0 else 1
+    tensor += batch.to(tl.int64) * tl.multiple_of((codes[0] - 3) >> 1, ALIGNED)
+    tensor += head.to(tl.int64) * tl.multiple_of((codes[1] - 3) >> 1, ALIGNED)
+    channel = ((codes[2] - 3) >> 1).to(OFFSET)
+    row = tl.multiple_of(((codes[3] - 3) >> 1).to(OFFSET), ALIGNED)
+    column = tl.multiple_of(((codes[4] - 3) >> 1).to(OFFSET), ALIGNED)
+    if LAYOUT > 0:
+        channel = tl.full((), 1, OFFSET)
+    elif LAYOUT == 0:
+        column = tl.full((), 1, OFFSET)
+    return tensor, channel, row, column
 
 
 @triton.jit
-def _load(tensor, strides, image, pixels, part, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(BLOCK_D, pixels): a slice of some pixels, 0 where nothing is."""
-    addresses, exist = _vectors(tensor, strides, image, pixels, part, DEPTH, BLOCK_D)
+def _addresses(image, pixels, first, DEPTH: tl.constexpr):
+    """(strips, pixels, SLICE): where a slice of some pixels lies, and what of it exists."""
+    tensor, channel_stride, row_stride, column_stride = image
+    rows, columns, exist = pixels
+    tensor += first * channel_stride.to(tl.int64)
+    channels = tl.arange(0, SLICE)[None, None, :]
+    places = (rows * row_stride + columns * column_stride)[:, :, None]
+    exist = exist[:, :, None] & (channels < DEPTH - first)
+    return tensor + (places + channels * channel_stride), exist
+
+
+@triton.jit
+def _load(image, pixels, first, DEPTH: tl.constexpr):
+    """(strips, pixels, SLICE): a slice of some pixels, 0 where nothing is."""
+    addresses, exist = _addresses(image, pixels, first, DEPTH)
     return tl.load(addresses, mask=exist, other=0.0)
 
 
 @triton.jit
-def _store(
-    tensor, strides, image, pixels, part, values, DEPTH: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """Store (pixels, BLOCK_D) as a slice of some pixels."""
-    addresses, exist = _vectors(tensor, strides, image, pixels, part, DEPTH, BLOCK_D)
-    tl.store(addresses, tl.trans(values).to(tensor.dtype.element_ty), mask=exist)
+def _store(image, pixels, slices, factor, DEPTH: tl.constexpr):
+    """Store all slices of some pixels, multiplied by a factor."""
+    for first in tl.static_range(0, DEPTH, SLICE):
+        addresses, exist = _addresses(image, pixels, first, DEPTH)
+        values = (slices[first // SLICE] * factor).to(image[0].dtype.element_ty)
+        tl.store(addresses, values, mask=exist)
 
 
 @triton.jit
-def _dot(a, b, SUM: tl.constexpr):
-    # Tensor cores have no float32: three products of truncated numbers come as close.
-    return tl.dot(a.to(b.dtype), b, input_precision='tf32x3', out_dtype=SUM)
+def _truncate(values):
+    """float32 as tensor cores read it: TF32, which has 10 bits of the mantissa."""
+    return (values.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _add_product(total, a, b, SUM: tl.constexpr, PRECISION: tl.constexpr):
+    """Add a product of matrices, one for each strip.
+
+    Triton's own ``'tf32x3'`` looks for NaN in each of three products, which costs more than they
+    do, so that an infinite number stays infinite. Here it becomes NaN.
+    """
+    if PRECISION == 'tf32x3':
+        a_high, b_high = _truncate(a), _truncate(b)
+        total = tl.dot(a - a_high, b_high, total, input_precision='tf32', out_dtype=SUM)
+        total = tl.dot(a_high, b - b_high, total, input_precision='tf32', out_dtype=SUM)
+        return tl.dot(a_high, b_high, total, input_precision='tf32', out_dtype=SUM)
+    else:
+        return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=SUM)
 
 
 @triton.jit
 def _products(
-    a, a_strides, a_pixels, b, b_strides, b_pixels, image,
-    DEPTH: tl.constexpr, BLOCK_D: tl.constexpr, SUM: tl.constexpr,
+    a, a_pixels, b, b_pixels,
+    DEPTH: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(pixels of a, pixels of b): scalar products over all channels."""
-    result = tl.zeros((a_pixels[0].shape[0], b_pixels[0].shape[0]), SUM)
-    for part in range(tl.cdiv(DEPTH, BLOCK_D)):
-        a_slice = _load(a, a_strides, image, a_pixels, part, DEPTH, BLOCK_D)
-        b_slice = _load(b, b_strides, image, b_pixels, part, DEPTH, BLOCK_D)
-        result += _dot(tl.trans(a_slice), b_slice, SUM)
+    """(strips, pixels of a, pixels of b): scalar products over all channels."""
+    COUNT: tl.constexpr = b_pixels[2].shape[1]
+    result = tl.zeros((STRIPS, PIXELS, COUNT), SUM)
+    for first in tl.static_range(0, DEPTH, SLICE):
+        a_slice = _load(a, a_pixels, first, DEPTH)
+        b_slice = tl.trans(_load(b, b_pixels, first, DEPTH), 0, 2, 1)
+        result = _add_product(result, a_slice, b_slice, SUM, PRECISION)
     return result
 
 
 @triton.jit
-def _sees(queries, keys, STRIDE: tl.constexpr, RADIUS: tl.constexpr):
-    """(queries, keys): which key, at its place before reflection, is in a query's window."""
-    distance = tl.abs(STRIDE * queries[0][:, None] - keys[0][None, :])
-    return tl.maximum(distance, tl.abs(STRIDE * queries[1][:, None] - keys[1][None, :])) <= RADIUS
+def _zeros(DEPTH: tl.constexpr, SUM: tl.constexpr):
+    """A tuple of slices (strips, pixels, SLICE)."""
+    slices = ()
+    for _ in tl.static_range(0, DEPTH, SLICE):
+        slices = slices + (tl.zeros((STRIPS, PIXELS, SLICE), SUM),)
+    return slices
+
+
+@triton.jit
+def _add_weighed(
+    slices, decay, weights, image, pixels,
+    DEPTH: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Multiply all slices by ``decay``, and add pixels of an image, each times its weight."""
+    result = ()
+    for first in tl.static_range(0, DEPTH, SLICE):
+        values = _load(image, pixels, first, DEPTH)
+        total = slices[first // SLICE] * decay
+        total = _add_product(total, weights.to(values.dtype), values, SUM, PRECISION)
+        result = result + (total,)
+    return result
 
 
 @triton.jit
@@ -129,185 +198,334 @@ def _reflect(places, size):
 
 @triton.jit
 def _halo(
-    start, row, column, height, width, STRIDE: tl.constexpr, DILATION: tl.constexpr,
-    RADIUS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
+    y, x, row, column, height, width,
+    STRIDE: tl.constexpr, DILATION: tl.constexpr, KERNEL: tl.constexpr, HOP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A block of the keys that a tile of queries sees: before reflection, and after."""
-    n = start + tl.arange(0, BLOCK)
-    rows = STRIDE * row - RADIUS + DILATION * (n // SPAN)
-    columns = STRIDE * column - RADIUS + DILATION * (n % SPAN)
-    exist = n < SPAN * SPAN
-    return (rows, columns, exist), (_reflect(rows, height), _reflect(columns, width), exist)
+    """A block of keys from row y and column x of the halo of each strip of a tile of queries.
+
+    Returns:
+        The pixels, and which of them a query sees: (1, queries, keys).
+    """
+    BLOCK: tl.constexpr = BLOCK_ROWS * BLOCK_COLUMNS
+    RADIUS: tl.constexpr = DILATION * (KERNEL // 2)
+    strip, n = tl.arange(0, STRIPS)[:, None], tl.arange(0, BLOCK)[None, :]
+    top, left = STRIDE * row - RADIUS + DILATION * y, STRIDE * column - RADIUS + DILATION * x
+    rows = top + DILATION * (HOP * ROWS * strip + n // BLOCK_COLUMNS)
+    columns = left + DILATION * (n % BLOCK_COLUMNS)
+    bottom = top + DILATION * (HOP * ROWS * (STRIPS - 1) + BLOCK_ROWS - 1)
+    right = left + DILATION * (BLOCK_COLUMNS - 1)
+    if (top < 0) | (left < 0) | (bottom >= height) | (right >= width):
+        rows, columns = _reflect(rows, height), _reflect(columns, width)
+
+    query = tl.arange(0, PIXELS)[:, None]
+    down = y + n // BLOCK_COLUMNS - HOP * (query // COLUMNS)
+    across = x + n % BLOCK_COLUMNS - HOP * (query % COLUMNS)
+    seen = (down >= 0) & (down < KERNEL) & (across >= 0) & (across < KERNEL)
+    return (rows, columns, tl.full((STRIPS, BLOCK), True, tl.int1)), seen[None]
 
 
 @_kernel
 def _forward(
-    q, k, v, out, lse, q_strides, k_strides, v_strides, out_strides,
-    heads, height, width, out_height, out_width,
-    STRIDE: tl.constexpr, DILATION: tl.constexpr, RADIUS: tl.constexpr, SCALE: tl.constexpr,
-    STEP: tl.constexpr, SPAN: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    DEPTH: tl.constexpr, BLOCK_D: tl.constexpr,
+    q, k, v, out, lse, q_codes, k_codes, v_codes, out_codes,
+    heads, height, width, out_height, out_width, scale: tl.float64,
+    STRIDE: tl.constexpr, DILATION: tl.constexpr, KERNEL: tl.constexpr, STEP: tl.constexpr,
+    HOP: tl.constexpr, SPAN_ROWS: tl.constexpr, SPAN_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    LAYOUTS: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of a tile of queries."""
     SUM: tl.constexpr = lse.dtype.element_ty
-    image, part, row, column, queries = _tile(
-        heads, out_height, out_width, STEP, TILE, tl.cdiv(DEPTH, BLOCK_D)
-    )
-    scale = tl.full((), SCALE, SUM)
-    highest = tl.full((TILE * TILE,), float('-inf'), SUM)
-    total = tl.zeros((TILE * TILE,), SUM)
-    result = tl.zeros((TILE * TILE, BLOCK_D), SUM)
-    for start in range(0, SPAN * SPAN, BLOCK):
-        places, keys = _halo(
-            start, row, column, height, width, STRIDE, DILATION, RADIUS, SPAN, BLOCK
-        )
-        logits = scale * _products(
-            q, q_strides, queries, k, k_strides, keys, image, DEPTH, BLOCK_D, SUM
-        )
-        logits = tl.where(_sees(queries, places, STRIDE, RADIUS), logits, float('-inf'))
-        before = highest
-        highest = tl.maximum(before, tl.max(logits, 1))
-        # -inf until a query meets its first key; -inf less itself would not be a number.
-        offset = tl.where(highest == float('-inf'), 0.0, highest)
-        weights, decay = tl.exp(logits - offset[:, None]), tl.exp(before - offset)
-        total = total * decay + tl.sum(weights, 1)
-        value = tl.trans(_load(v, v_strides, image, keys, part, DEPTH, BLOCK_D))
-        result = result * decay[:, None] + _dot(weights, value, SUM)
-    _store(out, out_strides, image, queries, part, result / total[:, None], DEPTH, BLOCK_D)
-    lse += _flat(image, heads, queries, out_height, out_width)
-    tl.store(lse, highest + tl.log(total), mask=queries[2])  # the same from every slice
+    batch, head, row, column = _tile(heads, out_height, out_width, STEP)
+    q = _image(q, q_codes, batch, head, LAYOUTS[0], OFFSET)
+    k = _image(k, k_codes, batch, head, LAYOUTS[1], OFFSET)
+    v = _image(v, v_codes, batch, head, LAYOUTS[2], OFFSET)
+    out = _image(out, out_codes, batch, head, LAYOUTS[3], OFFSET)
+    queries = _pixels(row, column, out_height, out_width, STEP)
+
+    scale = tl.full((), scale, SUM) * tl.full((), LOG2_E, SUM)
+    highest = tl.full((STRIPS, PIXELS), float('-inf'), SUM)
+    total = tl.zeros((STRIPS, PIXELS), SUM)
+    result = _zeros(DEPTH, SUM)
+    # What stays the same from block to block is kept, unless it takes too much shared memory.
+    for y in tl.range(0, SPAN_ROWS, BLOCK_ROWS, disable_licm=DEPTH > 64):
+        for x in tl.range(0, SPAN_COLUMNS, BLOCK_COLUMNS, disable_licm=DEPTH > 64):
+            keys, seen = _halo(
+                y, x, row, column, height, width,
+                STRIDE, DILATION, KERNEL, HOP, BLOCK_ROWS, BLOCK_COLUMNS,
+            )  # fmt: skip
+            logits = scale * _products(q, queries, k, keys, DEPTH, SUM, PRECISION)
+            logits = tl.where(seen, logits, float('-inf'))
+            before = highest
+            highest = tl.maximum(before, tl.max(logits, 2))
+            # -inf until a query meets its first key; -inf less itself would not be a number.
+            offset = tl.where(highest == float('-inf'), 0.0, highest)
+            weights, decay = tl.exp2(logits - offset[:, :, None]), tl.exp2(before - offset)
+            total = total * decay + tl.sum(weights, 2)
+            result = _add_weighed(
+                result, decay[:, :, None], weights, v, keys, DEPTH, SUM, PRECISION
+            )
+    _store(out, queries, result, (1 / total)[:, :, None], DEPTH)
+    lse += _flat(batch, head, heads, queries, out_height, out_width)
+    tl.store(lse, highest + tl.log2(total), mask=queries[2])
 
 
 @_kernel
 def _backward_queries(
     q, k, v, out, grad, lse, delta, grad_q,
-    q_strides, k_strides, v_strides, out_strides, grad_strides, grad_q_strides,
-    heads, height, width, out_height, out_width,
-    STRIDE: tl.constexpr, DILATION: tl.constexpr, RADIUS: tl.constexpr, SCALE: tl.constexpr,
-    STEP: tl.constexpr, SPAN: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    DEPTH: tl.constexpr, BLOCK_D: tl.constexpr,
+    q_codes, k_codes, v_codes, out_codes, grad_codes, grad_q_codes,
+    heads, height, width, out_height, out_width, scale: tl.float64,
+    STRIDE: tl.constexpr, DILATION: tl.constexpr, KERNEL: tl.constexpr, STEP: tl.constexpr,
+    HOP: tl.constexpr, SPAN_ROWS: tl.constexpr, SPAN_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    LAYOUTS: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a tile of queries; also ``delta``, the products of output and its gradient."""
     SUM: tl.constexpr = lse.dtype.element_ty
-    image, part, row, column, queries = _tile(
-        heads, out_height, out_width, STEP, TILE, tl.cdiv(DEPTH, BLOCK_D)
-    )
-    mean = tl.zeros((TILE * TILE,), SUM)
-    for i in range(tl.cdiv(DEPTH, BLOCK_D)):
-        output = _load(out, out_strides, image, queries, i, DEPTH, BLOCK_D)
-        slope = _load(grad, grad_strides, image, queries, i, DEPTH, BLOCK_D)
-        mean += tl.sum(output.to(SUM) * slope.to(SUM), 0)
-    flat = _flat(image, heads, queries, out_height, out_width)
-    tl.store(delta + flat, mean, mask=queries[2])  # the same from every slice
+    batch, head, row, column = _tile(heads, out_height, out_width, STEP)
+    q = _image(q, q_codes, batch, head, LAYOUTS[0], OFFSET)
+    k = _image(k, k_codes, batch, head, LAYOUTS[1], OFFSET)
+    v = _image(v, v_codes, batch, head, LAYOUTS[2], OFFSET)
+    out = _image(out, out_codes, batch, head, LAYOUTS[3], OFFSET)
+    grad = _image(grad, grad_codes, batch, head, LAYOUTS[4], OFFSET)
+    grad_q = _image(grad_q, grad_q_codes, batch, head, LAYOUTS[5], OFFSET)
+    queries = _pixels(row, column, out_height, out_width, STEP)
+
+    mean = tl.zeros((STRIPS, PIXELS), SUM)
+    for first in tl.static_range(0, DEPTH, SLICE):
+        output = _load(out, queries, first, DEPTH).to(SUM)
+        mean += tl.sum(output * _load(grad, queries, first, DEPTH).to(SUM), 2)
+    flat = _flat(batch, head, heads, queries, out_height, out_width)
+    tl.store(delta + flat, mean, mask=queries[2])
     offset = tl.load(lse + flat, mask=queries[2], other=0.0)
 
-    scale = tl.full((), SCALE, SUM)
-    result = tl.zeros((TILE * TILE, BLOCK_D), SUM)
-    for start in range(0, SPAN * SPAN, BLOCK):
-        places, keys = _halo(
-            start, row, column, height, width, STRIDE, DILATION, RADIUS, SPAN, BLOCK
-        )
-        logits = scale * _products(
-            q, q_strides, queries, k, k_strides, keys, image, DEPTH, BLOCK_D, SUM
-        )
-        seen = _sees(queries, places, STRIDE, RADIUS)
-        weights = tl.exp(tl.where(seen, logits - offset[:, None], float('-inf')))
-        slope = _products(
-            grad, grad_strides, queries, v, v_strides, keys, image, DEPTH, BLOCK_D, SUM
-        )
-        key = tl.trans(_load(k, k_strides, image, keys, part, DEPTH, BLOCK_D))
-        result += _dot(weights * (slope - mean[:, None]), key, SUM)
-    _store(grad_q, grad_q_strides, image, queries, part, scale * result, DEPTH, BLOCK_D)
+    scale = tl.full((), scale, SUM)
+    result = _zeros(DEPTH, SUM)
+    for y in tl.range(0, SPAN_ROWS, BLOCK_ROWS, disable_licm=DEPTH > 64):
+        for x in tl.range(0, SPAN_COLUMNS, BLOCK_COLUMNS, disable_licm=DEPTH > 64):
+            keys, seen = _halo(
+                y, x, row, column, height, width,
+                STRIDE, DILATION, KERNEL, HOP, BLOCK_ROWS, BLOCK_COLUMNS,
+            )  # fmt: skip
+            logits = _products(q, queries, k, keys, DEPTH, SUM, PRECISION)
+            logits *= scale * tl.full((), LOG2_E, SUM)
+            weights = tl.exp2(tl.where(seen, logits - offset[:, :, None], float('-inf')))
+            slope = _products(grad, queries, v, keys, DEPTH, SUM, PRECISION)
+            slope = weights * (slope - mean[:, :, None])
+            result = _add_weighed(result, 1, slope, k, keys, DEPTH, SUM, PRECISION)
+    _store(grad_q, queries, result, scale, DEPTH)
+
+
+@triton.jit
+def _segments(
+    first, size, before, after,
+    COUNT: tl.constexpr, DILATION: tl.constexpr, KERNEL: tl.constexpr,
+):  # fmt: skip
+    """The first segment of a reflected axis that shows keys to a query, and the end.
+
+    Away from the borders that is segment 0 alone.
+    """
+    RADIUS: tl.constexpr = DILATION * (KERNEL // 2)
+    last = first + DILATION * (COUNT - 1)
+    begin = tl.where(first <= RADIUS, -before, 0)
+    return begin, tl.where(last >= size - 1 - RADIUS, after, 0) + 1
 
 
 @triton.jit
 def _mirror(
-    segment, first, pixels, size, out_size,
-    STRIDE: tl.constexpr, DILATION: tl.constexpr, RADIUS: tl.constexpr,
-    STEP: tl.constexpr, INVERSE: tl.constexpr, TILE: tl.constexpr,
+    segment, pixels, first, size,
+    COUNT: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, KERNEL: tl.constexpr,
+    STEP: tl.constexpr, INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Where a tile of keys appears in one segment of a reflected axis, and who may see it.
+    """Where keys of a strip appear in one segment of a reflected axis, and who may see them.
 
     Segment 0 is the axis itself less its last pixel, and odd ones run backwards:
     ``.. 2 1 | 0 1 2 | 3 2 1 | 0 1 2 | 3 ..``. A single pixel repeats itself.
 
     Returns:
-        Places before reflection, out of sight for pixels that do not appear; the first query; how
-        many queries, ``STEP`` apart.
+        Places before reflection, out of sight for pixels that do not appear; the first query.
     """
     OUT_OF_SIGHT: tl.constexpr = 2**29
     COMMON: tl.constexpr = DILATION // STEP  # the divisor of stride and dilation
     last = tl.maximum(size - 1, 1)
-    low, high = segment * last, segment * last + last - 1
+    low = segment * last
     backwards = (segment % 2 != 0) & (size > 1)
-    origin, sign = tl.where(backwards, high + 1, low), tl.where(backwards, -1, 1)
+    origin, sign = tl.where(backwards, low + last, low), tl.where(backwards, -1, 1)
     places = origin + sign * pixels
-    appears = (pixels < size) & (places >= low) & (places <= high)
-    end = origin + sign * tl.minimum(first + DILATION * (TILE - 1), size - 1)
-    first = origin + sign * first
-    low, high = tl.maximum(low, tl.minimum(first, end)), tl.minimum(high, tl.maximum(first, end))
+    appear = (pixels < size) & (places >= low) & (places < low + last)
+    lowest = tl.where(backwards, origin - first - DILATION * (COUNT - 1), origin + first)
     # A query sees places STRIDE * query + DILATION * n, which tells its rest modulo STEP.
-    rest = (first % DILATION + DILATION) % DILATION
-    query = tl.cdiv(tl.maximum(low - RADIUS, 0), STRIDE)
+    rest = (lowest % DILATION + DILATION) % DILATION
+    query = tl.cdiv(tl.maximum(lowest - DILATION * (KERNEL // 2), 0), STRIDE)
     query += ((rest // COMMON * INVERSE - query) % STEP + STEP) % STEP
-    count = (tl.minimum((high + RADIUS) // STRIDE, out_size - 1) - query + STEP) // STEP
-    count = tl.where((low <= high) & (rest % COMMON == 0), tl.maximum(count, 0), 0)
-    return tl.where(appears, places, OUT_OF_SIGHT), query, count
+    return tl.where(appear & (rest % COMMON == 0), places, OUT_OF_SIGHT), query
+
+
+@triton.jit
+def _sees(queries, keys, size, STRIDE: tl.constexpr, DILATION: tl.constexpr, KERNEL: tl.constexpr):
+    """(strips, keys, queries): which key, at its place before reflection, is in a window."""
+    distance = tl.abs(STRIDE * queries[:, None, :] - keys[:, :, None])
+    return (distance <= DILATION * (KERNEL // 2)) & (queries < size)[:, None, :]
 
 
 @_kernel
 def _backward_keys(
     q, k, v, grad, lse, delta, grad_k, grad_v,
-    q_strides, k_strides, v_strides, grad_strides, grad_k_strides, grad_v_strides,
-    heads, height, width, out_height, out_width,
-    STRIDE: tl.constexpr, DILATION: tl.constexpr, RADIUS: tl.constexpr, SCALE: tl.constexpr,
-    STEP: tl.constexpr, INVERSE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    DEPTH: tl.constexpr, BLOCK_D: tl.constexpr,
+    q_codes, k_codes, v_codes, grad_codes, grad_k_codes, grad_v_codes,
+    heads, height, width, out_height, out_width, above, below, before, after, scale: tl.float64,
+    STRIDE: tl.constexpr, DILATION: tl.constexpr, KERNEL: tl.constexpr, STEP: tl.constexpr,
+    INVERSE: tl.constexpr, SPAN_ROWS: tl.constexpr, SPAN_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    LAYOUTS: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of keys and values."""
     SUM: tl.constexpr = lse.dtype.element_ty
-    image, part, row, column, keys = _tile(
-        heads, height, width, DILATION, TILE, tl.cdiv(DEPTH, BLOCK_D)
-    )
-    scale = tl.full((), SCALE, SUM)
-    key_result = tl.zeros((TILE * TILE, BLOCK_D), SUM)
-    value_result = tl.zeros((TILE * TILE, BLOCK_D), SUM)
-    last_row, last_column = tl.maximum(height - 1, 1), tl.maximum(width - 1, 1)
-    for y in range(-tl.cdiv(RADIUS, last_row), (height - 1 + RADIUS) // last_row + 1):
-        rows, query_row, down = _mirror(
-            y, row, keys[0], height, out_height, STRIDE, DILATION, RADIUS, STEP, INVERSE, TILE
-        )
-        for x in range(-tl.cdiv(RADIUS, last_column), (width - 1 + RADIUS) // last_column + 1):
-            columns, query_column, across = _mirror(
-                x, column, keys[1], width, out_width, STRIDE, DILATION, RADIUS, STEP, INVERSE, TILE
-            )
-            for start in range(0, down * across, BLOCK):
-                n = start + tl.arange(0, BLOCK)
-                query_rows = query_row + STEP * (n // across)
-                query_columns = query_column + STEP * (n % across)
-                queries = (query_rows, query_columns, n < down * across)
-                flat = _flat(image, heads, queries, out_height, out_width)
-                offset = tl.load(lse + flat, mask=queries[2], other=0.0)
-                mean = tl.load(delta + flat, mask=queries[2], other=0.0)
+    batch, head, row, column = _tile(heads, height, width, DILATION)
+    q = _image(q, q_codes, batch, head, LAYOUTS[0], OFFSET)
+    k = _image(k, k_codes, batch, head, LAYOUTS[1], OFFSET)
+    v = _image(v, v_codes, batch, head, LAYOUTS[2], OFFSET)
+    grad = _image(grad, grad_codes, batch, head, LAYOUTS[3], OFFSET)
+    grad_k = _image(grad_k, grad_k_codes, batch, head, LAYOUTS[4], OFFSET)
+    grad_v = _image(grad_v, grad_v_codes, batch, head, LAYOUTS[5], OFFSET)
+    keys = _pixels(row, column, height, width, DILATION)
+    strip, n = tl.arange(0, STRIPS)[:, None], tl.arange(0, BLOCK_ROWS * BLOCK_COLUMNS)[None, :]
 
-                logits = scale * _products(
-                    k, k_strides, keys, q, q_strides, queries, image, DEPTH, BLOCK_D, SUM
-                )
-                seen = _sees(queries, (rows, columns), STRIDE, RADIUS) & queries[2][:, None]
-                weights = tl.exp(tl.where(tl.trans(seen), logits - offset[None, :], float('-inf')))
-                slope = _products(
-                    v, v_strides, keys, grad, grad_strides, queries, image, DEPTH, BLOCK_D, SUM
-                )
-                query = tl.trans(_load(q, q_strides, image, queries, part, DEPTH, BLOCK_D))
-                key_result += _dot(weights * (slope - mean[None, :]), query, SUM)
-                upper = tl.trans(_load(grad, grad_strides, image, queries, part, DEPTH, BLOCK_D))
-                value_result += _dot(weights, upper, SUM)
-    _store(grad_k, grad_k_strides, image, keys, part, scale * key_result, DEPTH, BLOCK_D)
-    _store(grad_v, grad_v_strides, image, keys, part, value_result, DEPTH, BLOCK_D)
+    scale = tl.full((), scale, SUM)
+    key_result, value_result = _zeros(DEPTH, SUM), _zeros(DEPTH, SUM)
+    top, bottom = _segments(row, height, above, below, STRIPS * ROWS, DILATION, KERNEL)
+    left, right = _segments(column, width, before, after, COLUMNS, DILATION, KERNEL)
+    for down in tl.range(top, bottom, disable_licm=DEPTH > 64):
+        rows, first_row = _mirror(
+            down, keys[0], row + DILATION * ROWS * strip, height,
+            ROWS, STRIDE, DILATION, KERNEL, STEP, INVERSE,
+        )  # fmt: skip
+        for across in tl.range(left, right, disable_licm=DEPTH > 64):
+            columns, first_column = _mirror(
+                across, keys[1], column, width,
+                COLUMNS, STRIDE, DILATION, KERNEL, STEP, INVERSE,
+            )  # fmt: skip
+            for y in tl.range(0, SPAN_ROWS, BLOCK_ROWS, disable_licm=DEPTH > 64):
+                for x in tl.range(0, SPAN_COLUMNS, BLOCK_COLUMNS, disable_licm=DEPTH > 64):
+                    query_rows = first_row + STEP * (y + n // BLOCK_COLUMNS)
+                    query_columns = first_column + STEP * (x + n % BLOCK_COLUMNS)
+                    exist = (query_rows < out_height) & (query_columns < out_width)
+                    queries = (query_rows, query_columns, exist)
+                    flat = _flat(batch, head, heads, queries, out_height, out_width)
+                    offset = tl.load(lse + flat, mask=exist, other=0.0)
+                    mean = tl.load(delta + flat, mask=exist, other=0.0)
+
+                    logits = _products(k, keys, q, queries, DEPTH, SUM, PRECISION)
+                    logits *= scale * tl.full((), LOG2_E, SUM)
+                    seen = _sees(query_rows, rows, out_height, STRIDE, DILATION, KERNEL)
+                    seen &= _sees(query_columns, columns, out_width, STRIDE, DILATION, KERNEL)
+                    logits = tl.where(seen, logits - offset[:, None, :], float('-inf'))
+                    weights = tl.exp2(logits)
+                    slope = _products(v, keys, grad, queries, DEPTH, SUM, PRECISION)
+                    slope = weights * (slope - mean[:, None, :])
+                    key_result = _add_weighed(
+                        key_result, 1, slope, q, queries, DEPTH, SUM, PRECISION
+                    )
+                    value_result = _add_weighed(
+                        value_result, 1, weights, grad, queries, DEPTH, SUM, PRECISION
+                    )
+    _store(grad_k, keys, key_result, scale, DEPTH)
+    _store(grad_v, keys, value_result, 1, DEPTH)
 
 
 # Without a GPU, where the environment variable TRITON_INTERPRET is 1: for tests, and slow.
 INTERPRETED = not isinstance(_forward, triton.JITFunction)
+
+
+def _stride_codes(tensor: Tensor) -> tuple[int, ...]:
+    """Strides as odd numbers above 1: Triton compiles other variants for multiples of 16 and 1."""
+    return tuple(2 * stride + 3 for stride in tensor.stride())
+
+
+def _layout(tensor: Tensor) -> int:
+    """What a kernel is compiled for: what is adjacent in the memory of a (B, N, D, H, W).
+
+    Returns:
+        -1 for nothing, 0 for columns. Or else channels are adjacent, and this is how many of them
+        one instruction may load, because that divides all other strides.
+    """
+    batch, head, channel, row, column = tensor.stride()
+    if channel == 1:
+        return math.gcd(16 // tensor.element_size(), batch, head, row, column)
+    return 0 if column == 1 else -1
+
+
+def _arrange(maps: Tensor) -> Tensor:
+    """Put the channels of (B, N, D, H, W) next to one another, where a copy pays.
+
+    More than 32 channels of a head would otherwise take 2 to 3 times as many instructions, and more
+    registers than there are.
+    """
+    if maps.shape[2] <= 32 or maps.stride(2) == 1:
+        return maps
+    copy = maps.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+    return copy.unflatten(1, maps.shape[1:3])
+
+
+def _offset_type(*tensors: Tensor) -> tl.dtype:
+    """The type of the numbers of elements between pixels of an image."""
+    sizes = (zip(tensor.shape[2:], tensor.stride()[2:], strict=True) for tensor in tensors)
+    largest = max(sum((size - 1) * stride for size, stride in pairs) for pairs in sizes)
+    return tl.int32 if largest < 2**31 else tl.int64
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How tensor cores, which have no float32, multiply it: as torch's flags for matrices say.
+
+    Without TF32, three products of truncated numbers come as close as float32.
+    """
+    if dtype != torch.float32:
+        return 'ieee'
+    allowed = torch.backends.cuda.matmul.fp32_precision == 'tf32'  # follows allow_tf32
+    return 'tf32' if allowed else 'tf32x3'
+
+
+# How many pixels a warp meets at a time, for heads of up to 16, 32, 64 and more channels: as many
+# as the registers of a GPU hold, of which ``benchmarks/count_sass.py`` tells. Two warps share 16
+# pixels where it is 8.
+_PIXELS_AT_A_TIME = {
+    'half': {
+        _forward: (128, 128, 128, 128),
+        _backward_queries: (128, 128, 64, 32),
+        _backward_keys: (128, 64, 32, 16),
+    },
+    'tf32': {
+        _forward: (128, 128, 64, 32),
+        _backward_queries: (128, 64, 32, 16),
+        _backward_keys: (64, 32, 8, 8),
+    },
+    'tf32x3': {
+        _forward: (128, 64, 32, 8),
+        _backward_queries: (128, 32, 8, 8),
+        _backward_keys: (32, 16, 8, 8),
+    },
+}
+
+
+def _shape(
+    kernel: Any, spans: tuple[int, int], depth: int, dtype: torch.dtype, precision: str
+) -> dict[str, Any]:
+    """How a kernel goes through what its strips meet, which is ``spans`` rows and columns."""
+    row = 'half' if dtype.itemsize == 2 else 'tf32' if precision == 'tf32' else 'tf32x3'
+    pixels = _PIXELS_AT_A_TIME[row][kernel][bisect_left((16, 32, 64), depth)]
+    block = max(pixels, PIXELS.value)
+    columns = min(triton.next_power_of_2(spans[1]), block)
+    rows = min(triton.next_power_of_2(spans[0]), block // columns)
+    return dict(
+        SPAN_ROWS=spans[0],
+        SPAN_COLUMNS=spans[1],
+        BLOCK_ROWS=max(rows, PIXELS.value // columns),
+        BLOCK_COLUMNS=columns,
+        num_warps=STRIPS.value * block // pixels,
+        # All that there are, where the compiler would spill some registers to save others.
+        maxnreg=None if kernel is _forward or depth > 64 else 255,
+        num_stages=1,
+        enable_fp_fusion=True,
+    )
 
 
 def _launch(
@@ -322,32 +540,37 @@ def _launch(
     q, k, *_ = tensors
     batch_size, heads, depth, height, width = k.shape
     out_height, out_width = q.shape[3:]
-    step = dilation // math.gcd(stride, dilation)
-    # Slices of 128 bytes fit a GPU's registers, however many channels there are.
-    block_d = min(max(16, triton.next_power_of_2(depth)), 128 // q.element_size())
-    constants = dict(
-        STRIDE=stride,
-        DILATION=dilation,
-        RADIUS=dilation * (kernel_size // 2),
-        SCALE=scale,  # constant, because Triton passes numbers in single precision
-        STEP=step,
-        TILE=TILE,
-        BLOCK=BLOCK,
-        DEPTH=depth,
-        BLOCK_D=block_d,
+    sizes = [heads, height, width, out_height, out_width]
+    common = math.gcd(stride, dilation)
+    step, hop = dilation // common, stride // common
+    strip, tile = (ROWS.value, COLUMNS.value), (STRIPS.value * ROWS.value, COLUMNS.value)
+    constants: dict[str, Any] = dict(
+        STRIDE=stride, DILATION=dilation, KERNEL=kernel_size, STEP=step, DEPTH=depth
     )
     if kernel is _backward_keys:
         sides, apart = (height, width), dilation
-        constants['INVERSE'] = pow(stride * step // dilation, -1, step)
+        constants['INVERSE'] = pow(hop, -1, step)
+        rows, columns = ((side - 1 + kernel_size - 1) // hop + 1 for side in strip)
+        radius = dilation * (kernel_size // 2)
+        for side in sides:  # how many segments of a reflected axis windows reach, before and after
+            last = max(side - 1, 1)
+            sizes += [-(-radius // last), (side - 1 + radius) // last]
     else:
         sides, apart = (out_height, out_width), step
-        constants['SPAN'] = stride * step // dilation * (TILE - 1) + kernel_size
-    tiles = math.prod(min(apart, side) * -(-side // (apart * TILE)) for side in sides)
-    programs = batch_size * heads * tiles * -(-depth // block_d)
-    strides = [tensor.stride() for tensor in tensors if tensor.dim() == 5]
-    sizes = heads, height, width, out_height, out_width
+        constants['HOP'] = hop
+        rows, columns = (hop * (side - 1) + kernel_size for side in strip)
+    tiles = math.prod(
+        min(apart, side) * -(-side // (apart * pixels))
+        for side, pixels in zip(sides, tile, strict=True)
+    )
+    precision = _precision(q.dtype)
+    images = [tensor for tensor in tensors if tensor.dim() == 5]
     with torch.cuda.device_of(q):
-        kernel[(programs,)](*tensors, *strides, *sizes, **constants)
+        kernel[(batch_size * heads * tiles,)](
+            *tensors, *map(_stride_codes, images), *sizes, scale, **constants,
+            LAYOUTS=tuple(map(_layout, images)), OFFSET=_offset_type(*images), PRECISION=precision,
+            **_shape(kernel, (rows, columns), depth, q.dtype, precision),
+        )  # fmt: skip
 
 
 _WINDOW = 'int kernel_size, int stride, int dilation, float scale'
@@ -400,7 +623,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *_differentiate(grad, *ctx.saved_tensors, *ctx.window), None, None, None, None
+    return *_differentiate(_arrange(grad), *ctx.saved_tensors, *ctx.window), None, None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -414,4 +637,4 @@ register_flops('neighborhood_attention', prefix='triton_')
 
 def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, *window: Any) -> Tensor:
     """See :func:`acmix_mm.ops.neighborhood_attention`."""
-    return _attend(q, k, v, *window)[0]
+    return _attend(*map(_arrange, (q, k, v)), *window)[0]

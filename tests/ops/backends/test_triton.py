@@ -48,12 +48,6 @@ def assert_equals_reference(tensors, *window, operator=attend, rtol=1e-10):
         torch.testing.assert_close(mine.double(), expected, rtol=0, atol=atol)
 
 
-@pytest.fixture
-def large_blocks(monkeypatch):
-    """Fewer and larger steps, which are quicker in the interpreter; other tests take real ones."""
-    monkeypatch.setattr(triton_kernels, 'BLOCK', 256)
-
-
 @needs_triton
 @pytest.mark.parametrize(
     ('size', 'window'),
@@ -66,9 +60,10 @@ def large_blocks(monkeypatch):
         ((9, 4), (3, 2, 1)),
         ((1, 11), (3, 2, 3)),
         ((9, 1), (3, 2, 4)),  # stride and dilation have a common divisor: keys nobody sees
+        ((5, 5), (9, 1, 1)),  # a halo of two blocks
+        ((3, 11), (3, 5, 1)),  # a halo of four blocks, windows apart
     ],
 )
-@pytest.mark.usefixtures('large_blocks')
 def test_equals_reference(size, window):
     assert_equals_reference(inputs(size, stride=window[1]), *window)
 
@@ -79,10 +74,20 @@ def test_empty_batch():
 
 
 @needs_triton
-@pytest.mark.parametrize('depth', [1, 20])
-def test_channels(depth):
-    """Fewer than a slice, and more: slices have 16 channels in double precision."""
-    assert_equals_reference(inputs((3, 2), depth=depth), *WINDOW)
+@pytest.mark.parametrize(
+    ('depth', 'size', 'kernel_size'),
+    [(1, (3, 2), 3), (64, (3, 2), 1), (128, (2, 2), 1), (20, (5, 5), 5)],
+    ids=['less than a slice', '4 slices', '8 slices', 'slices and blocks'],
+)
+def test_channels(depth, size, kernel_size):
+    assert_equals_reference(inputs(size, depth=depth), kernel_size, 1, 1, 0.7)
+
+
+@needs_triton
+@pytest.mark.parametrize('scale', [-0.3, 0.0, 1 / 3])
+def test_scale(scale):
+    """Any, and in double precision: Triton passes numbers in single precision by default."""
+    assert_equals_reference(inputs((3, 4)), 3, 1, 1, scale)
 
 
 @needs_triton
@@ -115,13 +120,79 @@ def repair_bfloat16(monkeypatch):
 
 
 @needs_triton
-@pytest.mark.usefixtures('large_blocks')
-def test_views():
-    """q, k and v as they come from one projection, with pixels or channels innermost."""
-    qkv = torch.randn(2, 3, 2, 3, 4, 3, dtype=torch.float64, device=DEVICE)
-    last = qkv[:1].permute(0, 4, 5, 1, 2, 3).contiguous().permute(0, 3, 4, 5, 1, 2)
-    for maps in (qkv, last):
-        assert_equals_reference([t.requires_grad_() for t in maps.unbind(1)], *WINDOW)
+@pytest.mark.parametrize(
+    ('innermost', 'layout'),
+    [('columns', 0), ('channels', 2), ('few channels', 1), ('rows', -1)],
+)
+def test_views(innermost, layout):
+    """q, k and v as they come from one projection, whichever axis is adjacent in memory."""
+    depth = 3 if innermost == 'few channels' else 4
+    qkv = torch.randn(2, 3, 2, depth, 4, 3, dtype=torch.float64, device=DEVICE)
+    order = {'columns': range(6), 'rows': (0, 1, 2, 3, 5, 4)}.get(innermost, (0, 4, 5, 1, 2, 3))
+    inverse = [list(order).index(axis) for axis in range(6)]
+    maps = qkv.permute(*order).contiguous().permute(*inverse).unbind(1)
+    assert {triton_kernels._layout(x) for x in maps} == {layout}
+    assert_equals_reference([x.requires_grad_() for x in maps], *WINDOW)
+
+
+@needs_triton
+def test_copies_many_channels_to_channels_last(monkeypatch):
+    layouts = []
+    launch = triton_kernels._launch
+
+    def record(kernel, maps, *window):
+        layouts.extend(triton_kernels._layout(x) for x in maps if x.dim() == 5)
+        launch(kernel, maps, *window)
+
+    monkeypatch.setattr(triton_kernels, '_launch', record)
+    assert_equals_reference(inputs((2, 3), depth=33), 1, 1, 1, 0.7)
+    assert len(layouts) == 4 + 6 + 6
+    assert set(layouts) == {1}
+
+
+@needs_triton
+def test_views_of_every_other_pixel():
+    """Queries of a layer with a stride, and a gradient that is one number in all pixels."""
+    q, k, v = inputs((5, 6))
+    tensors = [q[..., ::2, ::2], k, v]
+    window = (3, 2, 1, 0.7)
+    out = attend(*tensors, *window)
+    assert triton_kernels._layout(tensors[0]) == -1
+    torch.testing.assert_close(out, reference(*tensors, *window))
+    grads, expected = (
+        torch.autograd.grad(operator(*tensors, *window).sum(), (q, k, v))
+        for operator in (attend, reference)
+    )
+    torch.testing.assert_close(grads, expected)
+
+
+@needs_triton
+def test_offsets_beyond_2_31():
+    q, k, _ = inputs((2, 3))
+    wide = torch.empty(1, device='meta').as_strided((1, 1, 3, 2, 3), (0, 0, 2**30, 3, 1))
+    assert triton_kernels._offset_type(q, k) == triton_kernels.tl.int32
+    assert triton_kernels._offset_type(q, wide) == triton_kernels.tl.int64
+    strided = torch.empty_strided(k.shape, (9, 9, 2**31, 3, 1), device='meta')
+    assert triton_kernels._stride_codes(strided)[2] == 2**32 + 3
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ('dtype', 'allowed', 'expected'),
+    [
+        (torch.float32, False, 'tf32x3'),
+        (torch.float32, True, 'tf32'),
+        (torch.float64, True, 'ieee'),
+        (torch.float16, True, 'ieee'),
+    ],
+)
+def test_follows_the_flag_of_matrix_products(dtype, allowed, expected):
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, allowed
+    try:
+        assert triton_kernels._precision(dtype) == expected
+    finally:
+        matmul.allow_tf32 = before
 
 
 @needs_triton
@@ -132,7 +203,6 @@ def test_large_logits_do_not_overflow():
 
 
 @needs_triton
-@pytest.mark.usefixtures('large_blocks')
 def test_registration():
     window = (1, 1, 1, 0.7)
     tensors = inputs((2, 3))
@@ -164,10 +234,9 @@ def test_cannot_be_differentiated_twice():
 
 
 @needs_triton
-def test_is_never_chosen_unasked():
-    """Nobody has measured it against the other backends yet."""
+def test_comes_before_the_backend_of_matrix_products():
     backends = available_backends('neighborhood_attention')
-    assert backends.index('tiled') < backends.index('triton')
+    assert backends.index('triton') < backends.index('tiled')
 
 
 @needs_triton

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ..ops.torch_compat import is_compiling
-from ..ops.transforms import transforms_active
+from .torch_compat import is_compiling
+from .transforms import transforms_active
 
 
 def cached_per_size(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -3,7 +3,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from acmix_mm.layers import ACmix
-from acmix_mm.layers.size_cache import cached_per_size
+from acmix_mm.ops.size_cache import cached_per_size
 
 
 def test_makes_a_tensor_once_per_arguments():
