@@ -1,3 +1,8 @@
+import re
+import runpy
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +13,7 @@ from acmix_mm.layers import ACmix, PatchwiseACmix, ShiftConv, SpatialReductionAC
 from acmix_mm.ops import available_backends, pointwise_conv, use_backend
 
 PIXELS = 12 * 20
+CONFIGS = Path(__file__).parents[1] / 'configs'
 
 
 def conv_path(pixels: int, maps: int, map_channels: int, channels: int) -> int:
@@ -108,3 +114,33 @@ def test_model_is_left_as_it_was():
     assert layer.training
     assert layer[1].num_batches_tracked == 0
     assert layer(torch.rand(2, 4, 6, 6)).abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'resnet_acmix/retinanet_resnet26-acmix_fpn_1x_coco.py',
+        'san_acmix/retinanet_san10-acmix_fpn_1x_coco.py',
+        'pvt_acmix/retinanet_pvt-t-acmix_fpn_1x_coco.py',
+        'swin_acmix/retinanet_swin-t-acmix_fpn_1x_coco.py',
+    ],
+)
+def test_get_flops_of_mmdet(name, tool, shapes, monkeypatch, capsys):
+    """It counts the operators of torch that the backend ``reference`` runs."""
+    mmdet = pytest.importorskip('mmdet')
+    config = str(CONFIGS / name)
+    of_mmdet = f'{mmdet.__path__[0]}/.mim/tools/analysis_tools/get_flops.py'
+    data = dict(data_root=f'{shapes}/', ann_file='annotations/instances_val.json')
+    data |= {'data_prefix.img': 'val/', 'pipeline.1.scale': '(64,64)'}
+    options = [f'val_dataloader.dataset.{key}={value}' for key, value in data.items()]
+    workers = ['val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False']
+    command = [of_mmdet, config, '--num-images', '1', '--cfg-options', *options, *workers]
+    monkeypatch.setattr(sys, 'argv', command)
+    with use_backend('reference'):
+        runpy.run_path(of_mmdet, run_name='__main__')
+    out = capsys.readouterr().out
+    theirs = [float(re.search(rf'{what}: ([\d.]+)', out)[1]) for what in ('Flops', 'Params')]
+
+    parts = tool('analysis/get_flops.py').main([config, '--shape', '64']).values()
+    assert theirs[0] == pytest.approx(sum(part.macs for part in parts) / 1e9, rel=0.01)
+    assert theirs[1] == pytest.approx(sum(part.params for part in parts) / 1e6, abs=1e-3)

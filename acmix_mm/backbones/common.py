@@ -4,6 +4,7 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 from weakref import WeakSet
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers.types import OptConfig, OptMultiConfig
+from ..ops.checks import check_positive
 
 
 def check_stages(
@@ -37,18 +39,43 @@ def check_stages(
         >>> check_stages('ACmixPVT', 4, (0, 3), -1, strides=(4, 2, 2, 2))
     """
     for name, values in per_stage.items():
-        if len(values) != num_stages:
+        if not isinstance(values, Sequence) or len(values) != num_stages:
             raise ValueError(
                 f'{backbone}: {name} must have {num_stages} values, one for each stage, '
-                f'got {values}'
+                f'got {values!r}'
             )
-    if not out_indices or not all(0 <= index < num_stages for index in out_indices):
+    if (
+        not isinstance(out_indices, Sequence)
+        or not out_indices
+        or not all(hasattr(i, '__index__') and 0 <= i < num_stages for i in out_indices)
+    ):
         raise ValueError(
             f'{backbone}: out_indices must be stages from 0 to {num_stages - 1}, got {out_indices}'
         )
-    if not -1 <= frozen_stages <= num_stages:
+    if not hasattr(frozen_stages, '__index__') or not -1 <= frozen_stages <= num_stages:
         raise ValueError(
             f'{backbone}: frozen_stages must be -1 (none) or 0 to {num_stages}, got {frozen_stages}'
+        )
+
+
+def check_numbers(backbone: str, drop_path_rate: float = 0.0, **sizes: int) -> None:
+    """Validate numbers of channels and the drop probability.
+
+    Args:
+        backbone: Name of the backbone, for messages.
+        drop_path_rate: Drop probability of the last block, at least 0 and less than 1.
+        **sizes: Arguments that must be positive integers.
+
+    Raises:
+        ValueError: One of them is not such a number; the message names it.
+
+    Examples:
+        >>> check_numbers('ACmixPVT', drop_path_rate=0.1, embed_dims=64)
+    """
+    check_positive(of=backbone, **sizes)
+    if not isinstance(drop_path_rate, Real) or not 0 <= drop_path_rate < 1:
+        raise ValueError(
+            f'{backbone}: drop_path_rate must be at least 0 and less than 1, got {drop_path_rate!r}'
         )
 
 
@@ -186,12 +213,17 @@ def layer_options(backbone: str, acmix_cfg: OptConfig, **own: Any) -> dict[str, 
         **own: Arguments that the backbone sets.
 
     Raises:
-        ValueError: ``acmix_cfg`` contains an argument that the backbone sets.
+        ValueError: ``acmix_cfg`` is no dict, or contains an argument that the backbone sets.
 
     Examples:
         >>> layer_options('ACmixPVT', dict(num_conv_pairs=2), num_heads=4)
         {'num_heads': 4, 'num_conv_pairs': 2}
     """
+    if not isinstance(acmix_cfg, dict | None):
+        raise ValueError(
+            f'{backbone}: acmix_cfg must be a dict of arguments of its ACmix layers, or None, '
+            f'got {acmix_cfg!r}'
+        )
     for name in (acmix_cfg or {}).keys() & own.keys():
         raise ValueError(
             f'{backbone}: {name} of its ACmix layers is set by the backbone; remove '

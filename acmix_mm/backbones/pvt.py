@@ -17,6 +17,7 @@ from ..layers.transformer_block import TransformerBlock
 from ..layers.types import Config, OptConfig, OptMultiConfig
 from ..registry import MODELS
 from .common import (
+    check_numbers,
     check_stages,
     freeze,
     height_and_width,
@@ -164,8 +165,9 @@ class ACmixPVT(BaseModule):
             mode; -1 (default) or 0 freezes none.
         with_cp: Whether to recompute the activations of blocks in the backward pass instead of
             keeping them. Default: False.
-        arch: ``'tiny'``, ``'small'``, ``'medium'`` or ``'large'``; None (default) takes
-            ``num_layers``, or the layers of ``'small'`` if they are not given, as mmdet's PVT.
+        arch: ``'tiny'``, ``'small'``, ``'medium'`` or ``'large'``, or a dict with the key
+            ``num_layers``; None (default) takes ``num_layers``, or the layers of ``'small'`` if
+            they are not given, as mmdet's PVT.
         acmix_cfg: Arguments of all :class:`acmix_mm.layers.SpatialReductionACmix` layers, such as
             ``dict(num_conv_pairs=2)`` or ``dict(path_weights=(1, 0))``. Default: None.
         warm_start: Whether loading a plain PVT sets alpha = 1 and beta = 0. Default: True.
@@ -226,6 +228,7 @@ class ACmixPVT(BaseModule):
         init_cfg = resolve_pretrained('ACmixPVT', pretrained, init_cfg)
         super().__init__(init_cfg or _default_init_cfg())
         num_layers = resolve_arch('ACmixPVT', arch, self.archs, num_layers=num_layers)['num_layers']
+        check_numbers('ACmixPVT', drop_path_rate, in_channels=in_channels, embed_dims=embed_dims)
         check_stages(
             'ACmixPVT', num_stages, out_indices, frozen_stages,
             num_layers=num_layers, num_heads=num_heads, patch_sizes=patch_sizes, strides=strides,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ResNet-ACmix: residual blocks whose 3x3 convolutions are ACmix layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..layers.recompute import recompute
 from ..layers.types import Config, OptConfig, OptMultiConfig
 from ..registry import MODELS
 from .common import (
+    check_numbers,
     check_stages,
     eval_batch_norms,
     freeze,
@@ -384,6 +385,9 @@ class ACmixResNet(BaseModule):
             stage_with_acmix = (True,) * num_stages
         if dcn is None:
             stage_with_dcn = (False,) * num_stages
+        check_numbers(
+            'ACmixResNet', drop_path_rate, in_channels=in_channels, base_channels=base_channels
+        )
         check_stages(
             'ACmixResNet', num_stages, out_indices, frozen_stages,
             strides=strides, dilations=dilations,
@@ -592,10 +596,15 @@ class ACmixResNet(BaseModule):
 
 def _plugins_of_stage(plugins: Sequence[Config], stage: int, num_stages: int) -> list[Config]:
     """Return ``dict(cfg=..., position=...)`` for each of the plugins that a stage has."""
+    if not isinstance(plugins, Iterable) or not all(map(_is_plugin, plugins)):
+        raise ValueError(
+            'ACmixResNet: plugins must be a list of dict(cfg=dict(type=...), position=...), '
+            f'got {plugins!r}'
+        )
     selected = []
     for plugin in plugins:
         stages = plugin.get('stages')
-        if stages is not None and len(stages) != num_stages:
+        if stages is not None and not (isinstance(stages, Sequence) and len(stages) == num_stages):
             raise ValueError(
                 f'ACmixResNet: stages of a plugin must have {num_stages} values, one for each '
                 f'stage, got {plugin}'
@@ -603,6 +612,10 @@ def _plugins_of_stage(plugins: Sequence[Config], stage: int, num_stages: int) ->
         if stages is None or stages[stage]:
             selected.append(dict(cfg=plugin['cfg'], position=plugin['position']))
     return selected
+
+
+def _is_plugin(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get('cfg'), dict) and 'position' in value
 
 
 def _default_init_cfg() -> list[dict]:

@@ -13,6 +13,7 @@ from ..layers.renamed import renamed_arguments
 from ..layers.types import Config, OptConfig, OptMultiConfig
 from ..registry import MODELS
 from .common import (
+    check_numbers,
     check_stages,
     eval_batch_norms,
     freeze,
@@ -177,6 +178,7 @@ class ACmixSAN(BaseModule):
         super().__init__(resolve_pretrained('ACmixSAN', pretrained, init_cfg))
         if depth not in self.blocks_of_depth:
             raise ValueError(f'ACmixSAN: depth must be in {[*self.blocks_of_depth]}, got {depth!r}')
+        check_numbers('ACmixSAN', in_channels=in_channels, base_channels=base_channels)
         if base_channels % 32:
             raise ValueError(
                 f'ACmixSAN: base_channels must be a multiple of 32, got {base_channels}'

@@ -16,8 +16,8 @@ from ..layers.transformer_block import TransformerBlock
 from ..layers.types import Config, OptConfig, OptMultiConfig
 from ..registry import MODELS
 from .common import (
+    check_numbers,
     check_stages,
-    eval_batch_norms,
     freeze,
     height_and_width,
     layer_depth,
@@ -149,13 +149,14 @@ class ACmixSwin(BaseModule):
         arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, or the first letter of one of them,
             or a dict with the three sizes; None (default) takes the explicit sizes, and those of
             ``'tiny'`` for what is not given.
-        img_size: mmpretrain's name of ``pretrain_img_size``. Default: None.
+        img_size: mmpretrain's name of ``pretrain_img_size``; beside it, ``pretrain_img_size=224``
+            counts as not given. Default: None.
         out_after_downsample: Whether the output of a stage is taken after the patch merging that
             follows it, with twice the channels. Default: False.
         interpolate_mode: Mode of :func:`torch.nn.functional.interpolate` for the absolute position
             embedding, ``'bicubic'`` (default) or ``'bilinear'``.
-        norm_eval: Whether BatchNorm, if ``norm_cfg`` names it, keeps its running statistics
-            unchanged during training. Default: False.
+        norm_eval: Has no effect; it is accepted for configs of mmpretrain's Swin. It concerns
+            BatchNorm, which cannot normalize the channels-last maps of a Swin. Default: False.
         pad_small_map: Whether windows are also shifted in maps whose shorter side is no longer than
             one window, as in mmdet's and mmseg's Swin. Maps are padded to whole windows in any
             case. Default: False, as in the released code.
@@ -236,6 +237,7 @@ class ACmixSwin(BaseModule):
         )  # fmt: skip
         embed_dims, depths, num_heads = sizes['embed_dims'], sizes['depths'], sizes['num_heads']
         num_stages = len(depths)
+        check_numbers('ACmixSwin', drop_path_rate, in_channels=in_channels, embed_dims=embed_dims)
         check_stages(
             'ACmixSwin', num_stages, out_indices, frozen_stages,
             num_heads=num_heads, strides=strides,
@@ -273,7 +275,6 @@ class ACmixSwin(BaseModule):
         self.use_abs_pos_embed = use_abs_pos_embed
         self.interpolate_mode = interpolate_mode
         self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
 
         self.patch_embed = PatchEmbed(
             in_channels,
@@ -377,11 +378,9 @@ class ACmixSwin(BaseModule):
         return layer_depth(param_name, prefix, self.depths)
 
     def train(self, mode: bool = True) -> 'ACmixSwin':
-        """Set the training mode of all but the frozen stages and, with ``norm_eval``, BatchNorm."""
+        """Set the training mode of all but the frozen stages."""
         super().train(mode)
         self._freeze()
-        if mode and self.norm_eval:
-            eval_batch_norms(self)
         return self
 
     def _freeze(self) -> None:

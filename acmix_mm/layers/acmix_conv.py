@@ -21,7 +21,7 @@ def acmix_conv(
     out_channels: int,
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
+    padding: int | Sequence[int] | Literal['same', 'valid'] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     bias: bool = True,
@@ -41,7 +41,8 @@ def acmix_conv(
             width, odd.
         stride: Stride in pixels, the same in height and width. Default: 1.
         padding: Padding in pixels. It must keep the size of the map, that is, be
-            ``dilation * (k // 2)``. Default: 0, as in a convolution, which fits 1x1 requests only.
+            ``dilation * (k // 2)``, or ``'same'`` without a stride. Default: 0 (``'valid'``), as in
+            a convolution, which fits 1x1 requests only.
         dilation: Dilation in pixels, the same in height and width. Default: 1.
         groups: Number of groups of a plain convolution; ACmix mixes all channels. Default: 1.
         bias: Whether a plain convolution has a bias. ACmix always has biases in its projections.
@@ -93,10 +94,12 @@ def acmix_conv(
         )
     check_odd(of='ACmix', kernel_size=kernel_size)
     same_size = dilation * (kernel_size // 2)
-    if _square('padding', padding) != same_size:
+    if padding == 'same' and stride == 1:  # with a stride nn.Conv2d refuses it, too
+        padding = same_size
+    if isinstance(padding, str) or _square('padding', padding) != same_size:
         raise ValueError(
             f'ACmix keeps the size of the map: with kernel_size={kernel_size} and '
-            f'dilation={dilation} the padding must be {same_size}, got {padding}'
+            f'dilation={dilation} the padding must be {same_size}, got {padding!r}'
         )
     return ACmix(
         in_channels,
@@ -112,6 +115,6 @@ def _square(name: str, value: int | Sequence[int]) -> int:
     """Return the number that a size of a convolution is in both height and width."""
     if not isinstance(value, Sequence):
         return value
-    if len(set(value)) != 1:
+    if len(value) > 2 or len(set(value)) != 1:
         raise ValueError(f'{name} of ACmix must be the same in height and width, got {value}')
     return value[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.fx.proxy import TraceError
 
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -19,7 +20,8 @@ def leaf_of_fx(forward: Forward) -> Forward:
     such a layer is a ``call_module`` like a convolution.
 
     Args:
-        forward: Method of one tensor.
+        forward: Method of one tensor. It raises a :class:`torch.fx.proxy.TraceError` where its
+            layer is itself what is traced: a graph cannot call the module that it belongs to.
 
     Examples:
         >>> import torch
@@ -33,6 +35,12 @@ def leaf_of_fx(forward: Forward) -> Forward:
     def call(layer: nn.Module, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
             tracer = x.tracer
+            if layer is tracer.root:
+                raise TraceError(
+                    f'{type(layer).__name__} alone cannot be traced symbolically: its work depends '
+                    'on the size of the input. Trace nn.Sequential(layer), or another module that '
+                    'contains it: there the layer is one call.'
+                )
             return tracer.create_proxy('call_module', tracer.path_of_module(layer), (x,), {})
         return forward(layer, x)
 

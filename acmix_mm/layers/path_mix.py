@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weighted sum of the two paths of ACmix."""
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -132,7 +133,7 @@ class _WeightedSum(torch.autograd.Function):
 
 def _fixed(weights: PathWeights) -> tuple[float, float]:
     pair = isinstance(weights, tuple | list) and len(weights) == 2
-    if not pair or not all(isinstance(w, int | float) for w in weights) or not any(weights):
+    if not pair or not all(isinstance(w, Real) for w in weights) or not any(weights):
         raise ValueError(
             "path_weights must be 'learned', 'complementary' or a pair of numbers that are not "
             f'both 0, got {weights!r}'

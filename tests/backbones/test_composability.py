@@ -186,6 +186,13 @@ def test_symbolic_trace(family, tracer):
         check_equal(traced(image(*size)), backbone(image(*size)))
 
 
+@ALL
+def test_symbolic_trace_does_not_take_recomputation(family):
+    """Nor does that of mmdet's ResNet: whether it recomputes depends on the input."""
+    with pytest.raises(fx.proxy.TraceError, match='used as inputs to control flow'):
+        TracerOfTransformers().trace(randomized(family, with_cp=True))
+
+
 def test_operators_take_part_in_symbolic_tracing():
     class Attention(nn.Module):
         def forward(self, x: Tensor, weight: Tensor, kernel: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -12,6 +13,7 @@ from upstream import mmpretrain
 
 from acmix_mm.backbones import ACmixResNet
 from acmix_mm.layers import ACmix
+from acmix_mm.ops import use_backend
 from acmix_mm.registry import MODELS
 
 DCN = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
@@ -25,6 +27,7 @@ PLUGINS = [
     ),
     dict(cfg=dict(type='ContextBlock', ratio=1 / 16, postfix='_last'), position='after_conv3'),
 ]
+A_LIST = r'plugins must be a list of dict\(cfg=dict\(type=...\), position=...\), '
 
 
 def randomized(**kwargs) -> ACmixResNet:
@@ -43,12 +46,15 @@ class _ReleasedSize(ACmixResNet):
     blocks_of_depth = {26: (1, 1, 1, 1)}
 
 
-def test_equals_released_resnet():
+@pytest.mark.parametrize('backend', ['dense', None])
+def test_equals_released_resnet(backend):
     golden = Golden.load('resnet_1111')
     backbone = _ReleasedSize(26).double().eval()
     incompatible = backbone.load_state_dict(golden.state_dict, strict=False)
     assert not incompatible.missing_keys
-    for i, out in enumerate(backbone(golden.input), 1):
+    with use_backend(backend, 'shift_conv') if backend else nullcontext():
+        outs = backbone(golden.input)
+    for i, out in enumerate(outs, 1):
         sample = out.flatten()[:: max(1, out.numel() // 4000)]
         assert relative_error(sample, golden.arrays[f'stage{i}']) <= 1e-6
 
@@ -211,6 +217,16 @@ def test_other_norms():
             'stages of a plugin must have 4 values',
         ),
         (dict(plugins=[dict(CONTEXT, position='after_conv1')] * 2), "the name 'context_block'"),
+        (dict(plugins=dict(CONTEXT, position='after_conv1')), A_LIST + "got {'cfg'"),
+        (dict(plugins=[CONTEXT]), A_LIST + r"got \[{'cfg'"),
+        (dict(plugins=[dict(position='after_conv1')]), A_LIST + r"got \[{'position'"),
+        (dict(plugins=[dict(cfg='ContextBlock', position='after_conv1')]), A_LIST),
+        (dict(plugins='after_conv1'), A_LIST),
+        (dict(plugins=1), A_LIST),
+        (
+            dict(plugins=[dict(CONTEXT, position='after_conv1', stages=True)]),
+            'stages of a plugin must have 4 values',
+        ),
     ],
 )
 def test_refuses(change, says):

@@ -59,7 +59,7 @@ ATTRIBUTES = {
     'SwinTransformer': (
         'frozen_stages', 'num_features', 'out_indices', 'use_abs_pos_embed',
         # mmpretrain alone has
-        'depths', 'embed_dims', 'interpolate_mode', 'norm_eval', 'num_heads', 'num_layers',
+        'depths', 'embed_dims', 'interpolate_mode', 'num_heads', 'num_layers',
         'out_after_downsample',
     ),
     'PyramidVisionTransformer': (

@@ -27,6 +27,15 @@ def test_same_size_as_the_convolution_asked_for():
         assert build_conv_layer(CFG, 8, 8, size, **geometry)(x).shape == expected
 
 
+@pytest.mark.parametrize('size', [1, 3, 5])
+def test_padding_by_name(size):
+    for groups, cfg in ((1, CFG), (4, dict(CFG, grouped='conv'))):
+        layer = build_conv_layer(cfg, 8, 8, size, padding='same', dilation=2, groups=groups)
+        assert isinstance(layer, ACmix) == (size > 1 and groups == 1)
+        assert layer(torch.randn(1, 8, 9, 10)).shape == (1, 8, 9, 10)
+    assert build_conv_layer(CFG, 8, 8, 1, padding='valid')(torch.randn(1, 8, 9, 10)).shape[2] == 9
+
+
 @pytest.mark.parametrize('kernel_size', [1, (1, 1), [1, 1]])
 def test_pointwise_is_a_plain_convolution(kernel_size):
     layer = build_conv_layer(CFG, 8, 12, kernel_size, stride=2, bias=False)
@@ -45,6 +54,9 @@ def test_conv_module():
     [
         (dict(groups=2), r"2 groups.* dict\(type='ACmix', grouped='conv'\)"),
         (dict(padding=0), r'padding must be 1, got 0'),
+        (dict(padding='valid'), r"padding must be 1, got 'valid'"),
+        (dict(padding='same', stride=2), r"padding must be 1, got 'same'"),
+        (dict(padding=[1, 1, 1]), r'padding .* got \[1, 1, 1\]'),
         (dict(kernel_size=4, padding=2), 'kernel_size must be .* odd .* got 4'),
         (dict(kernel_size=(3, 5)), r'kernel_size of ACmix must be the same in height and width'),
     ],
