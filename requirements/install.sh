@@ -28,7 +28,7 @@ case ${1:-} in
         PINS=requirements/pins.txt
         MMCV=$(grep -v '^#' requirements/mmcv.txt)
         NEWEST_PYTHON=13
-        PACKAGES=(-e "$SOURCE[det,seg,pretrain,test,dev]")
+        PACKAGES=(-e "$SOURCE[det,seg,pretrain,export,test,dev]")
         ;;
     classic)
         VENV=$PWD/.venv-classic
@@ -45,7 +45,7 @@ case ${1:-} in
 esac
 STAMP=$VENV/installed
 LOG=$VENV/install.log
-WHEEL_CACHE=${ACMIX_WHEEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/acmix-mm/wheels}
+WHEEL_CACHE=${ACMIX_WHEEL_CACHE:-${XDG_CACHE_HOME:-${HOME:-~}/.cache}/acmix-mm/wheels}
 CXX=${CXX:-c++}
 PYTHONS='python3 python3.13 python3.12 python3.11 python3.10 python'
 
@@ -64,7 +64,7 @@ is_supported() {
 find_python() {
     local python
     if [ -n "${PYTHON:-}" ]; then
-        is_supported "$PYTHON" || fail "PYTHON=$PYTHON is $(version_of "$PYTHON" || echo 'not a Python that runs');" \
+        is_supported "$PYTHON" || fail "PYTHON=$PYTHON is $(version_of "$PYTHON" | grep . || echo 'not a Python that runs');" \
             "Python 3.10 to 3.$NEWEST_PYTHON is needed"
         echo "$PYTHON"
         return
@@ -81,7 +81,7 @@ find_python() {
 # Runs a command with its output in the log, and shows meanwhile how long it has taken and how far
 # it has got. The command gets its own process group: an interrupt has to reach the compilers too.
 step() {
-    local title=$1 start=$SECONDS wait_s=30 shown
+    local title=$1 start=$SECONDS wait_s=10 shown
     shift
     [ ! -t 1 ] || wait_s=1
     shown=-$wait_s
@@ -122,6 +122,7 @@ progress() {
     case $last in
         '['*/*']'*) echo "${last%%]*}] files compiled" ;;
         Collecting* | Downloading* | Installing*) echo "$last" ;;
+        'WARNING: Retrying'*) echo 'no connection to the package index, trying again' ;;
     esac
 }
 
@@ -149,7 +150,8 @@ check_venv_python() {
     if [ -z "${PYTHON:-}" ] || ! found=$(version_of "$VENV/bin/python"); then
         return
     fi
-    wanted=$(version_of "$PYTHON") || wanted='that does not run'
+    wanted=$(version_of "$PYTHON") || true
+    wanted=${wanted:-that does not run}
     [ "$found" = "$wanted" ] ||
         fail "PYTHON=$PYTHON is Python $wanted, but ${VENV##*/} holds Python $found: run 'make clean' first, or leave PYTHON out"
 }

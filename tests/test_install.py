@@ -138,11 +138,13 @@ def test_old_python_is_passed_over(bare_checkout, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('version', 'found'), [('3.8', '3.8'), (None, 'not a Python that runs')], ids=['old', 'missing']
+    ('version', 'found'),
+    [('3.8', '3.8'), (None, 'not a Python that runs'), ('', 'not a Python that runs')],
+    ids=['old', 'missing', 'silent'],
 )
 def test_unfit_python_asked_for_is_one_clear_line(bare_checkout, tmp_path, version, found):
     python = tmp_path / 'python3'
-    if version:
+    if version is not None:
         stand_in_python(tmp_path, version)
     code, output = bare_checkout.install(PYTHON=str(python))
     assert code == 1
@@ -151,12 +153,28 @@ def test_unfit_python_asked_for_is_one_clear_line(bare_checkout, tmp_path, versi
     ]
 
 
-def test_other_python_than_the_environment_has_is_refused(checkout, tmp_path):
-    python = stand_in_python(tmp_path, '3.99')
-    code, output = checkout.install(PYTHON=str(python))
+def test_home_is_not_needed(bare_checkout, tmp_path):
+    python = stand_in_python(tmp_path, '3.8')
+    del bare_checkout.environment['ACMIX_WHEEL_CACHE']
+    code, output = bare_checkout.install(PYTHON=str(python))
     assert code == 1
-    assert len(output.splitlines()) == 1
-    assert f'PYTHON={python} is Python 3.99, but .venv holds Python 3.' in output
+    assert output.startswith(f'install: PYTHON={python} is 3.8')
+
+
+def test_lost_connection_is_shown(checkout):
+    retry = 'WARNING: Retrying (Retry(total=4, connect=None, read=None)) after connection broken'
+    code, output = checkout.install(BUILD=f'echo "{retry}"; sleep 11')
+    assert code == 0
+    assert ' s  no connection to the package index, trying again\n' in output
+
+
+def test_other_python_than_the_environment_has_is_refused(checkout, tmp_path):
+    for version, shown in (('3.99', '3.99'), ('', 'that does not run')):
+        python = stand_in_python(tmp_path, version)
+        code, output = checkout.install(PYTHON=str(python))
+        assert code == 1
+        assert len(output.splitlines()) == 1
+        assert f'PYTHON={python} is Python {shown}, but .venv holds Python 3.' in output
     assert "run 'make clean' first" in output
 
 

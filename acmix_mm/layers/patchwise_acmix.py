@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import neighborhood_aggregation
+from ..ops.backends import portable
 from ..ops.checks import check_odd, check_positive
+from ..ops.open_sizes import is_exporting
 from ..ops.padding import reflect_pad2d
 from .base_module import BaseModule
 from .fx import leaf_of_fx
@@ -128,6 +130,9 @@ class PatchwiseACmix(BaseModule):
     def _attend(self, qkv: Tensor) -> Tensor:
         rel, size = self.rel_channels, self.kernel_att
         q, k, v = qkv.tensor_split((rel, 2 * rel), 1)
-        windows = F.unfold(reflect_pad2d(k, size // 2), size).unflatten(2, k.shape[2:])
+        if is_exporting():
+            windows = portable.windows(k, size)
+        else:
+            windows = F.unfold(reflect_pad2d(k, size // 2), size).unflatten(2, k.shape[2:])
         weights = self.mlp(torch.cat([q, windows], 1)).unflatten(1, (-1, size**2))
         return neighborhood_aggregation(weights, v, size)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..checkpoints.released import PATHS, accept_released_names
 from ..ops.attention import scaled_dot_product_attention
 from ..ops.checks import check_odd, check_positive
+from ..ops.open_sizes import sizes_are_open
+from ..ops.size_cache import cached_per_size
 from ..ops.torch_compat import register_load_state_dict_pre_hook
 from ..ops.transforms import transforms_active
 from .base_module import BaseModule
@@ -19,8 +21,10 @@ from .fx import leaf_of_fx
 from .path_mix import PathMix
 from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
-from .size_cache import cached_per_size
 from .types import OptMultiConfig, PathWeights
+
+# Down and to the right, in pixels; tensors if they depend on sizes that are open.
+Shifts = Sequence[int | Tensor]
 
 
 @renamed_arguments(num_conv_groups='num_conv_pairs')
@@ -154,6 +158,7 @@ class WindowACmix(BaseModule):
             Tensor: ``(B, H, W, C)``.
         """
         height, width = size = x.shape[1:3]
+        side = self.window_size
         if torch.jit.is_tracing():
             warnings.warn(
                 'WindowACmix: torch.jit.trace keeps the padding, the shift and the masks of the '
@@ -163,20 +168,34 @@ class WindowACmix(BaseModule):
                 torch.jit.TracerWarning,
                 stacklevel=2,
             )
-        bottom, right = (-length % self.window_size for length in size)
+        # Without negative numbers, whose quotients other programs round towards 0.
+        padded = [(length + side - 1) // side * side for length in size]
+        # Where sizes are open, more than is needed, which is cut off again: torch.export would make
+        # a difference between padding and none.
+        bottom, right = (
+            (side, side) if sizes_are_open(size) else (padded[0] - height, padded[1] - width)
+        )
         if bottom or right:
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        # Not min(size): a compiler would ask which of the two is the smaller one.
-        shifted = self.shift_small_maps or all(length > self.window_size for length in size)
-        shifts = (self.shift_size,) * 2 if shifted else (0, 0)
+        shifts = (self._shift(size, x.device),) * 2
         if self.roll_conv:
-            out = self._mix_paths(_roll(x, shifts), size, shifts)
-            out = _roll_back(out, shifts)[:, :height, :width]
+            out = self._mix_paths(_roll(x, shifts, padded), size, shifts)
+            out = _roll_back(out, shifts, size)
         else:
-            out = self._mix_unrolled_paths(x, size, shifts)
+            out = self._mix_unrolled_paths(x, size, padded, shifts)
         return self.proj_drop(out)
 
-    def _mix_paths(self, x: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
+    def _shift(self, size: Sequence[int], device: torch.device) -> int | Tensor:
+        """Return by how many pixels to shift the windows of a map, a tensor if sizes are open."""
+        if self.shift_small_maps or not self.shift_size:
+            return self.shift_size
+        if sizes_are_open(size):
+            height, width = (torch.full((), length, device=device) for length in size)
+            return self.shift_size * (torch.minimum(height, width) > self.window_size).long()
+        # Not min(size): a compiler would ask which of the two is the smaller one.
+        return self.shift_size if all(length > self.window_size for length in size) else 0
+
+    def _mix_paths(self, x: Tensor, size: Sequence[int], shifts: Shifts) -> Tensor:
         """Mix both paths on a padded and rolled map, (B, H', W', C)."""
         qkv = self.qkv(x)
         convolution = attention = None
@@ -186,7 +205,9 @@ class WindowACmix(BaseModule):
             attention = self._attend(qkv, size, shifts)
         return self.mix(convolution, attention)
 
-    def _mix_unrolled_paths(self, x: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
+    def _mix_unrolled_paths(
+        self, x: Tensor, size: Sequence[int], padded: Sequence[int], shifts: Shifts
+    ) -> Tensor:
         """Mix both paths, the convolution on the unrolled map: (B, H', W', C) -> (B, H, W, C)."""
         height, width = size
         qkv = self.qkv(x)
@@ -194,8 +215,8 @@ class WindowACmix(BaseModule):
         if self.mix.uses_convolution:
             convolution = self._convolve(x[:, :height, :width], qkv[:, :height, :width])
         if self.mix.uses_attention:
-            attention = self._attend(_roll(qkv, shifts), size, shifts)
-            attention = _roll_back(attention, shifts)[:, :height, :width]
+            attention = self._attend(_roll(qkv, shifts, padded), size, shifts)
+            attention = _roll_back(attention, shifts, size)
         return self.mix(convolution, attention)
 
     def init_weights(self) -> None:
@@ -214,7 +235,7 @@ class WindowACmix(BaseModule):
         out = self.shift_conv(maps, self.mix.convolution_weight(), x, self.qkv)
         return out.permute(0, 2, 3, 1)
 
-    def _attend(self, qkv: Tensor, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
+    def _attend(self, qkv: Tensor, size: Sequence[int], shifts: Shifts) -> Tensor:
         """Attention in the windows, and projection.
 
         Args:
@@ -249,13 +270,16 @@ class WindowACmix(BaseModule):
         out = out.reshape(-1, rows, columns, self.num_heads, side, side, self.head_channels)
         return self.proj(out.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2))
 
-    def _attention_bias(self, size: Sequence[int], shifts: Sequence[int]) -> Tensor:
+    def _attention_bias(self, size: Sequence[int], shifts: Shifts) -> Tensor:
         """Return the summand of the logits: (windows, N, pixels, pixels), or (1, ...) for all."""
         side = self.window_size
         table: Tensor = self.relative_position_bias_table
         bias = table[_relative_position_index(side, table.device)]
         bias = bias.T.unflatten(1, (side,) * 4)  # N, rows of q, columns of q, of k, of k
-        if any(shifts) or (self.mask_padding and any(length % side for length in size)):
+        masked = _shifted(shifts) or (
+            self.mask_padding and (sizes_are_open(size) or any(length % side for length in size))
+        )
+        if masked:
             rows, columns = (
                 _axis_mask(length, side, shift, self.mask_padding, bias.dtype, bias.device)
                 for length, shift in zip(size, shifts, strict=True)
@@ -304,7 +328,7 @@ def _relative_position_index(side: int, device: torch.device) -> Tensor:
 def _axis_mask(
     length: int,
     side: int,
-    shift: int,
+    shift: int | Tensor,
     mask_padding: bool,
     dtype: torch.dtype,
     device: torch.device,
@@ -317,8 +341,8 @@ def _axis_mask(
     Returns:
         Tensor: ``(windows, side, side)``, 0 where query and key may meet, else -inf.
     """
-    padded = length + -length % side
-    position = (torch.arange(padded, device=device) + shift) % padded
+    padded = (length + side - 1) // side * side
+    position = _rolled_positions(padded, padded, shift, device)
     region = (position < shift).long()
     if mask_padding:
         region += 2 * (position >= length)
@@ -327,13 +351,42 @@ def _axis_mask(
     return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, float('-inf'))
 
 
-def _roll(x: Tensor, shifts: Sequence[int]) -> Tensor:
-    """Bring the pixel at ``shifts`` of (B, H, W, C) to the top left."""
-    return x.roll([-shift for shift in shifts], (1, 2)) if any(shifts) else x
+def _shifted(shifts: Shifts) -> bool:
+    """Return whether windows are shifted, or may be where sizes are open."""
+    return any(isinstance(shift, Tensor) or shift != 0 for shift in shifts)
 
 
-def _roll_back(x: Tensor, shifts: Sequence[int]) -> Tensor:
-    return x.roll(list(shifts), (1, 2)) if any(shifts) else x
+def _roll(x: Tensor, shifts: Shifts, size: Sequence[int]) -> Tensor:
+    """Bring the pixel at ``shifts`` of a map, cut to ``size``, to the top left: (B, H, W, C)."""
+    if not sizes_are_open(size):
+        down, right = map(int, shifts)
+        return x.roll((-down, -right), (1, 2)) if _shifted(shifts) else x
+    for axis, length, shift in zip((1, 2), size, shifts, strict=True):
+        x = x.index_select(axis, _rolled_positions(length, length, shift, x.device))
+    return x
+
+
+def _roll_back(x: Tensor, shifts: Shifts, size: Sequence[int]) -> Tensor:
+    """Undo :func:`_roll`, and cut off the padding: (B, H', W', C) -> (B, H, W, C)."""
+    if not sizes_are_open(size):
+        down, right = map(int, shifts)
+        x = x.roll((down, right), (1, 2)) if _shifted(shifts) else x
+        return x[:, : size[0], : size[1]]
+    for axis, length, shift in zip((1, 2), size, shifts, strict=True):
+        x = x.index_select(axis, _rolled_positions(length, x.shape[axis], -shift, x.device))
+    return x
+
+
+def _rolled_positions(count: int, length: int, shift: int | Tensor, device: torch.device) -> Tensor:
+    """The first pixels of an axis in the order in which a roll by less than its length leaves them.
+
+    Returns:
+        Tensor: int64 of shape ``(count,)``.
+    """
+    position = torch.arange(count, device=device) + shift
+    # Not a remainder, which torch.onnx does not translate where the length is open.
+    position = torch.where(position < 0, position + length, position)
+    return torch.where(position < length, position, position - length)
 
 
 def _accept_released_names(

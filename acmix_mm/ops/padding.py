@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .open_sizes import sizes_are_open
+
 
 def reflect_indices(size: int, padding: int, device: torch.device | None = None) -> Tensor:
     """Positions that a reflection-padded axis reads, as ``numpy.pad(mode='reflect')`` does.
@@ -22,11 +24,27 @@ def reflect_indices(size: int, padding: int, device: torch.device | None = None)
         >>> reflect_indices(3, 4).tolist()
         [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2]
     """
-    index = torch.arange(-padding, size + padding, device=device)
+    return reflect(torch.arange(-padding, size + padding, device=device), size)
+
+
+def reflect(index: Tensor, size: int) -> Tensor:
+    """Bring positions beyond the ends of an axis back into it by reflection.
+
+    Args:
+        index: Positions of any integer type and shape.
+        size: Length of the axis, at least 1. A single element repeats itself.
+
+    Returns:
+        Tensor: Positions from 0 to ``size - 1``, of the shape of ``index``.
+
+    Examples:
+        >>> reflect(torch.tensor([-2, 0, 5]), 4).tolist()
+        [2, 0, 1]
+    """
     last = size - 1
-    if last == 0:
-        return torch.zeros_like(index)
-    index = index.remainder(2 * last)
+    # A tensor, so that a graph that is recorded for maps of open size is right for a size of 1.
+    period = torch.full((), 2 * last, dtype=index.dtype, device=index.device).clamp(min=1)
+    index = index.remainder(period)
     return torch.where(index > last, 2 * last - index, index)
 
 
@@ -51,8 +69,8 @@ def reflect_pad2d(x: Tensor, padding: int) -> Tensor:
     if padding == 0:
         return x
     height, width = x.shape[-2:]
-    is_small = padding >= height or padding >= width
-    if not is_small and not torch.are_deterministic_algorithms_enabled():
+    gather = sizes_are_open((height, width)) or torch.are_deterministic_algorithms_enabled()
+    if not gather and padding < height and padding < width:
         return F.pad(x, (padding,) * 4, mode='reflect')
     rows = reflect_indices(height, padding, x.device)
     columns = reflect_indices(width, padding, x.device)

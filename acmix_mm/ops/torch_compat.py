@@ -27,6 +27,9 @@ is_compiling: Callable[[], bool] = (
     else torch._utils.is_compiling
 )
 
+# From torch 2.7 on. Older ones do not tell an export from a compilation.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, 'is_exporting', lambda: False)
+
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """Return the dtype to which autocast casts on a type of device, or None where it is off.

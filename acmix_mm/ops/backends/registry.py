@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from ..overrides import tensors_of
 from ..torch_compat import is_compiling
-from . import composed, cpu, dense, matmul, reference, shifted, tiled, triton
+from . import composed, cpu, dense, matmul, portable, reference, shifted, tiled, triton
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +53,20 @@ OPERATORS: dict[str, dict[str, Backend]] = {
             triton.neighborhood_attention, triton.cannot_run, triton.missing, triton.by_name_only
         ),
         'tiled': Backend(tiled.neighborhood_attention, tiled.cannot_run),
+        'portable': Backend(
+            portable.neighborhood_attention,
+            portable.cannot_run,
+            by_name_only=portable.by_name_only,
+        ),
         'reference': Backend(reference.neighborhood_attention, reference.cannot_run),
     },
     'neighborhood_aggregation': {
         'shifted': Backend(shifted.neighborhood_aggregation, shifted.cannot_run),
+        'portable': Backend(
+            portable.neighborhood_aggregation,
+            portable.cannot_run,
+            by_name_only=portable.by_name_only,
+        ),
         'reference': Backend(reference.neighborhood_aggregation, reference.cannot_run),
     },
     'shift_conv': {
@@ -68,6 +80,15 @@ OPERATORS: dict[str, dict[str, Backend]] = {
         'matmul': Backend(matmul.pointwise_conv, matmul.cannot_run),
         'reference': Backend(reference.pointwise_conv, reference.cannot_run),
     },
+}
+
+# For graphs that other programs run, and while torch records one for ONNX: torch's own operators,
+# few of them, and right for maps of any size if sizes stay open.
+PORTABLE = {
+    'neighborhood_attention': 'portable',
+    'neighborhood_aggregation': 'portable',
+    'shift_conv': 'composed',
+    'pointwise_conv': 'reference',
 }
 
 # The backends that `use_backend` has set, by operator. A plain dict: torch.compile follows it.
@@ -152,6 +173,8 @@ def run(operator: str, backend: str | None, *arguments: Any) -> Any:
 def _choose(operator: str, backend: str | None, arguments: Sequence[Any]) -> Backend:
     backends = _backends(operator)
     name = backend if backend is not None else _selected.get(operator)
+    if name is None and torch.onnx.is_in_onnx_export():
+        name = PORTABLE[operator]
     if name is not None:
         _check_name(operator, name)
         reason = backends[name].cannot_run(*arguments)

@@ -89,7 +89,7 @@ def _attend(
         x = x.unfold(3, size, step).unfold(4, size, step)
         return x.permute(0, 3, 4, 1, 5, 6, 2).flatten(4, 5).flatten(0, 2)
 
-    mask = _mask(tile, span, kernel_size, stride, dilation, q.device)
+    mask = window_mask(tile, span, kernel_size, stride, dilation, q.device)
     out = scaled_dot_product_attention(
         cut(q, tile, tile),
         cut(k, span, stride * tile),
@@ -102,7 +102,7 @@ def _attend(
     return out[..., :height, :width]
 
 
-def _mask(
+def window_mask(
     tile: int, span: int, kernel_size: int, stride: int, dilation: int, device: torch.device
 ) -> Tensor:
     """Which pixel of the halo belongs to which query's window: bool (tile * tile, span * span)."""
