@@ -34,7 +34,7 @@ val_dataloader = dict(num_workers=1)
 test_dataloader = val_dataloader
 default_hooks = dict(
     logger=dict(interval=25),
-    checkpoint=dict(max_keep_ckpts=1),
+    checkpoint=dict(max_keep_ckpts=2),
     visualization=dict(score_thr=0.5),
 )
 auto_scale_lr = dict(base_batch_size=8)

@@ -28,6 +28,6 @@ optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-3, weight_decay=0.05),
 )
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=max_iters, by_epoch=False)]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=100, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=100, max_keep_ckpts=2))
 randomness = dict(seed=0)
 del channels, max_iters  # otherwise mmengine keeps them as keys of the config

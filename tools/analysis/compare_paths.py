@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train networks with both paths of ACmix, with one of them, and with plain convolutions.
+
+    python tools/analysis/compare_paths.py [CONFIG ...] --seeds 10 --jobs 2 --data-root data
+
+Each config is trained in every mode with each seed, on one thread, ``--jobs`` trainings at a time,
+and its last checkpoint is tested. Run the same command again to continue after an interruption:
+finished runs are skipped, and one that fails does not stop the others. A mode is a set of options
+of the config, see MODES.
+
+``results.csv`` in --work-dir has a line for each run. What it has already, such as the runs of
+another machine, is not run again. ``results.md`` and ``results.png`` are made from it alone, and
+--report makes them again without training. They show mean and standard deviation
+of each mode, and its difference from the mode ``learned``, paired by seed, with an interval of
+Student's t distribution at 95 %, by Holm's method over all comparisons.
+"""
+
+import argparse
+import csv
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from io import StringIO
+from pathlib import Path
+from statistics import fmean, stdev
+
+from matplotlib.figure import Figure
+from scipy import stats
+
+from acmix_mm.preflight.arguments import whole_number
+from acmix_mm.runtime.markdown import table
+from acmix_mm.runtime.output import write_output
+from acmix_mm.runtime.training_run import RunError, TrainingRun, signals_interrupt
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = [
+    ROOT / 'configs' / 'evidence' / f'{name}.py'
+    for name in (
+        'retinanet_resnet26-acmix-narrow_bccd',
+        'sem-fpn_resnet26-acmix-narrow_camvid-180x240',
+    )
+]
+BASELINE = 'learned'
+WEIGHTS = 'model.backbone.acmix_cfg.path_weights'
+WIDER = ['model.backbone.base_channels=20', 'model.neck.in_channels=[80,160,320,640]']
+MODES: dict[str, list[str]] = {
+    BASELINE: [],
+    'attention': [f'{WEIGHTS}=(1,0)'],
+    'convolution': [f'{WEIGHTS}=(0,1)'],
+    'plain': ['model.backbone.stage_with_acmix=(False,False,False,False)'],
+    'complementary': [f'{WEIGHTS}=complementary'],
+    'equal': [f'{WEIGHTS}=(1,1)'],
+    # About a third more multiply-adds than `learned`: the next width that four heads divide.
+    'attention-wide': [f'{WEIGHTS}=(1,0)', *WIDER],
+    'convolution-wide': [f'{WEIGHTS}=(0,1)', *WIDER],
+}
+MAIN_MODES = (BASELINE, 'attention', 'convolution', 'plain')
+# Metrics by their names in mmengine's logs: their names in tables, and their factor.
+METRICS = {'coco/bbox_mAP': ('box AP', 100), 'mIoU': ('mIoU', 1)}
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained and tested network.
+
+    Attributes:
+        config: Name of the config.
+        mode: A key of ``MODES``.
+        seed: Seed of the training.
+        metric: Name of the metric.
+        value: Its value.
+        seconds: Seconds of the training and the test, 0 if it was interrupted.
+    """
+
+    config: str
+    mode: str
+    seed: int
+    metric: str
+    value: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean difference of a mode from the baseline, over the seeds that both have.
+
+    Attributes:
+        mean: Mean difference, positive if the baseline is better.
+        half_width: Half of the width of its interval.
+        same_sign: How many seeds agree with the sign of the mean.
+        seeds: How many there are.
+    """
+
+    mean: float
+    half_width: float
+    same_sign: int
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """What the interval allows to say of the baseline."""
+        if abs(self.mean) <= self.half_width:
+            return 'no difference seen'
+        return 'better' if self.mean > 0 else 'worse'
+
+
+def compare(results: Sequence[Result]) -> dict[tuple[str, str], Difference]:
+    """Compare every mode with the baseline, paired by seed.
+
+    By Holm's method, the k-th smallest of m p values is compared with 5 % / (m - k + 1), and its
+    interval has that level. From the first one on that exceeds it, the level stays, so that no
+    interval of a larger p value excludes 0.
+
+    Args:
+        results: Results of one or several configs.
+
+    Returns:
+        dict: Differences by config and mode, for modes with two or more common seeds.
+    """
+    by_run = {(r.config, r.mode, r.seed): r.value for r in results}
+    pairs: dict[tuple[str, str], list[float]] = {}
+    for (config, mode, seed), value in by_run.items():
+        if mode != BASELINE and (config, BASELINE, seed) in by_run:
+            gain = by_run[config, BASELINE, seed] - value
+            pairs.setdefault((config, mode), []).append(gain)
+    pairs = {key: gains for key, gains in pairs.items() if len(gains) > 1}
+    differences, left = {}, len(pairs)
+    for key in sorted(pairs, key=lambda key: _p_value(pairs[key])):
+        risk = (1 - LEVEL) / left
+        differences[key] = _difference(pairs[key], risk)
+        if _p_value(pairs[key]) < risk:
+            left -= 1
+    return differences
+
+
+def _p_value(gains: Sequence[float]) -> float:
+    if len(set(gains)) == 1:
+        return 0.0 if gains[0] else 1.0
+    return stats.ttest_1samp(gains, 0).pvalue
+
+
+def _difference(gains: Sequence[float], risk: float) -> Difference:
+    mean, error = fmean(gains), stdev(gains) / len(gains) ** 0.5
+    half_width = stats.t.ppf(1 - risk / 2, len(gains) - 1) * error
+    return Difference(mean, half_width, sum(g * mean > 0 for g in gains), len(gains))
+
+
+def report(results: Sequence[Result]) -> str:
+    """Write the tables of all configs, in Markdown."""
+    differences = compare(results)
+    text = ''
+    for config in dict.fromkeys(result.config for result in results):
+        here = [result for result in results if result.config == config]
+        rows = []
+        for mode in dict.fromkeys(result.mode for result in here):
+            values = [result.value for result in here if result.mode == mode]
+            spread = f'{stdev(values):.2f}' if len(values) > 1 else ''
+            row = [mode, str(len(values)), f'{fmean(values):.2f}', spread]
+            rows.append([*row, *_cells(differences.get((config, mode)))])
+        heads = (
+            'mode', 'seeds', f'mean {here[0].metric}', 'standard deviation',
+            f'{BASELINE} minus it', 'seeds of that sign', f'{BASELINE} is',
+        )  # fmt: skip
+        text += f'{config}:\n\n{table(heads, rows)}\n'
+    return text
+
+
+def _cells(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ['', '', '']
+    d = difference
+    return [f'{d.mean:+.2f} ± {d.half_width:.2f}', f'{d.same_sign} of {d.seeds}', d.verdict]
+
+
+def draw(results: Sequence[Result]) -> Figure:
+    """Draw a dot for each run, lines between those of one seed, and the mean of each mode."""
+    configs = list(dict.fromkeys(result.config for result in results))
+    figure = Figure(figsize=(5.5 * len(configs), 4), layout='constrained')
+    for axes, config in zip(
+        figure.subplots(1, len(configs), squeeze=False)[0], configs, strict=True
+    ):
+        here = [result for result in results if result.config == config]
+        modes = list(dict.fromkeys(result.mode for result in here))
+        for seed in sorted({result.seed for result in here}):
+            points = [(modes.index(r.mode), r.value) for r in here if r.seed == seed]
+            axes.plot(
+                *zip(*sorted(points), strict=True), 'o-', color='0.7', markersize=3, linewidth=0.8
+            )
+        for place, mode in enumerate(modes):
+            values = [result.value for result in here if result.mode == mode]
+            error = 0.0
+            if len(values) > 1:
+                error = (
+                    stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1)
+                    * stdev(values)
+                    / len(values) ** 0.5
+                )
+            axes.errorbar(place, fmean(values), error, fmt='D', color='C0', capsize=4, zorder=3)
+        axes.set_xticks(range(len(modes)), modes, rotation=20)
+        axes.set_ylabel(here[0].metric)
+        axes.set_title(config, fontsize=9)
+        axes.grid(axis='y', alpha=0.3)
+    return figure
+
+
+def read_results(file: Path) -> list[Result]:
+    """Read results.csv."""
+    if not file.exists():
+        return []
+    with file.open(newline='') as lines:
+        rows = list(csv.DictReader(lines))
+    return [
+        Result(
+            row['config'], row['mode'], int(row['seed']), row['metric'],
+            float(row['value']), float(row['seconds']),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def write_results(results: Sequence[Result], folder: Path) -> None:
+    """Write results.csv, results.md and results.png, and print the tables."""
+    sheet = StringIO()
+    writer = csv.DictWriter(sheet, [field.name for field in fields(Result)], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(map(asdict, results))
+    write_output(folder / 'results.csv', sheet.getvalue())
+    text = report(results)
+    write_output(folder / 'results.md', text)
+    if results:
+        draw(results).savefig(folder / 'results.png', dpi=150)
+    print(f'\n{text}\n{folder / "results.csv"}')
+
+
+class Job:
+    """A run of a config in a mode with a seed.
+
+    Args:
+        config: Path of the config.
+        mode: A key of ``MODES``.
+        seed: Seed of the training.
+        folder: Folder of all runs.
+        options: More options of the config.
+    """
+
+    def __init__(
+        self, config: Path, mode: str, seed: int, folder: Path, options: Sequence[str]
+    ) -> None:
+        self.config, self.mode, self.seed = config.stem, mode, seed
+        work_dir = folder / config.stem / mode / f'seed{seed}'
+        settings = [*MODES[mode], f'randomness.seed={seed}', *options]
+        # One thread gives the same numbers on every machine with the same instructions.
+        self.run = TrainingRun(
+            str(config), work_dir, settings, environment=dict(OMP_NUM_THREADS='1')
+        )
+
+    def __str__(self) -> str:
+        return f'{self.config} {self.mode} seed {self.seed}'
+
+    def result(self) -> Result | None:
+        """Return the result, or None before the test has ended."""
+        for name, value in self.run.metrics().items():
+            if name in METRICS:
+                label, factor = METRICS[name]
+                file = self.run.work_dir / 'seconds'
+                seconds = float(file.read_text()) if file.exists() else 0.0
+                value = round(factor * value, 3)
+                return Result(self.config, self.mode, self.seed, label, value, seconds)
+        return None
+
+    def train_and_test(self) -> str | None:
+        """Run what is left to do. Return what is wrong, if anything."""
+        try:
+            commands = self.run.commands()
+        except RunError as error:
+            return str(error)
+        begun, whole = time.monotonic(), len(commands) == 2 and not self.run.state()
+        if not self.run.run(commands):
+            return f'see the end of {self.run.log}'
+        if whole:
+            seconds = f'{time.monotonic() - begun:.1f}'
+            write_output(self.run.work_dir / 'seconds', seconds)
+        return None
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int) -> list[str]:
+    """Run jobs, several at once, and return what went wrong."""
+    faults, pool = [], ThreadPoolExecutor(at_once)
+    try:
+        ended = pool.map(Job.train_and_test, jobs)
+        for i, (job, fault) in enumerate(zip(jobs, ended, strict=True), 1):
+            print(f'{i}/{len(jobs)} {job}: {fault or "done"}', flush=True)
+            if fault:
+                faults.append(f'{job}: {fault}')
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for job in jobs:
+            job.run.end()
+    return faults
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, test and compare, or report results again."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='*', type=Path, default=CONFIGS, metavar='CONFIG')
+    parser.add_argument('--seeds', type=whole_number(1), default=5, help='number of seeds')
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=MAIN_MODES)
+    parser.add_argument('--jobs', type=whole_number(1), default=2, help='trainings at a time')
+    parser.add_argument('--data-root', help='folder that has the data sets bccd and camvid')
+    parser.add_argument('--options', nargs='+', default=[], metavar='KEY=VALUE')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare_paths'))
+    parser.add_argument('--dry-run', action='store_true', help='print the commands alone')
+    parser.add_argument('--report', type=Path, metavar='CSV', help='report these results again')
+    args = parser.parse_args(argv)
+    if args.report:
+        write_results(read_results(args.report), args.work_dir)
+        return
+    known = read_results(args.work_dir / 'results.csv')
+    done = {(result.config, result.mode, result.seed) for result in known}
+    jobs = [
+        Job(config, mode, seed, args.work_dir, [*_data(config, args.data_root), *args.options])
+        for config in args.configs
+        for seed in range(args.seeds)
+        for mode in args.modes
+        if (config.stem, mode, seed) not in done
+    ]
+    if args.dry_run:
+        for job in jobs:
+            print('\n'.join(map(shlex.join, job.run.commands())))
+        return
+    faults: list[str] = []
+    try:
+        with signals_interrupt():
+            faults = run_jobs(jobs, args.jobs)
+    except KeyboardInterrupt:
+        sys.exit('Interrupted. Run the same command again to continue.')
+    finally:
+        write_results([*known, *_results(jobs)], args.work_dir)
+    if faults:
+        sys.exit('\n'.join([f'{len(faults)} of {len(jobs)} runs failed:', *faults]))
+
+
+def _data(config: Path, data_root: str | None) -> list[str]:
+    if data_root is None:
+        return []
+    return [f'data_root={data_root}/{"bccd" if "bccd" in config.stem else "camvid"}/']
+
+
+def _results(jobs: Iterable[Job]) -> list[Result]:
+    found = (job.result() for job in jobs)
+    return [result for result in found if result is not None]
+
+
+if __name__ == '__main__':
+    main()
