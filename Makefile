@@ -7,7 +7,7 @@ CLASSIC_TESTS := $(addprefix tests/,ops layers backbones checkpoints test_comple
     test_existing_project.py test_configs.py test_tools.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-classic lint clean
+.PHONY: help install demo test test-classic gpu sanitize lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ test: install ## run the test suite (ARGS="-k swin" passes options to pytest)
 test-classic: ## run the tests with torch 2.1 and the last releases of upstream, in .venv-classic
 	@PYTHON='$(PYTHON)' ACMIX_BUILD_KERNELS=1 exec bash requirements/install.sh classic
 	@cd .venv-classic/checkout && ../bin/python -m pytest $(CLASSIC_TESTS) $(ARGS)
+
+gpu: install ## check and measure everything on an NVIDIA GPU (ARGS=--cpu-dry-run runs it without one)
+	@$(PYTHON_BIN) -m benchmarks.check_gpu $(ARGS)
+
+sanitize: install ## run the C++ kernels under GCC's sanitizers (ARGS="address undefined thread")
+	@bash benchmarks/sanitize.sh $(ARGS)
 
 lint: install ## check style, format and types
 	@$(PYTHON_BIN) -m ruff check .

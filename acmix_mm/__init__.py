@@ -22,9 +22,9 @@ else:
 from . import layers, ops
 
 if find_spec('mmengine') is not None:
-    from . import backbones, optim, registry
+    from . import backbones, hooks, optim, registry
     from .layers import acmix_conv  # noqa: F401  registers dict(type='ACmix')
 
     registry.register_config_names()
     registry.register_scope()
-    __all__ += ['backbones', 'optim']
+    __all__ += ['backbones', 'hooks', 'optim']

@@ -25,6 +25,7 @@ import torch
 
 import acmix_mm
 from acmix_mm.runtime.markdown import replace_between_marks
+from acmix_mm.runtime.output import write_output
 
 from .cases import BUILDERS, comparisons
 from .measure import (
@@ -107,16 +108,16 @@ def main(argv: list[str] | None = None) -> None:
         sides = [side // (8 if args.quick else 1) for side in SCALING_SIDES]
         results.scaling = measure_scaling(sides, args.rounds)
         results.plot(args.out / 'scaling.png')
-    (args.out / 'benchmark.json').write_text(results.to_json())
+    write_output(args.out / 'benchmark.json', results.to_json())
     markdown = results.to_markdown(listed)
     if set(args.suites) == set(SUITES) and not args.quick:  # targets are for the full sizes
         markdown = f'{targets(results, listed)}\n{markdown}'
-    (args.out / 'benchmark.md').write_text(markdown)
+    write_output(args.out / 'benchmark.md', markdown)
     if args.page:
         page = args.page.read_text()
         page = replace_between_marks(page, 'figures', 'benchmarks/run.py', markdown)
-        args.page.write_text(page)
-        args.page.with_suffix('.csv').write_text(results.to_csv())
+        write_output(args.page, page)
+        write_output(args.page.with_suffix('.csv'), results.to_csv())
         if results.scaling:
             results.plot(args.page.parent / 'images' / 'scaling.png')
     print(markdown)

@@ -37,6 +37,8 @@ def _parse(file: str, _modified: int) -> Any:
 utils.load = lambda file: deepcopy(_parse(file, os.stat(file).st_mtime_ns))
 
 ROOT = Path(__file__).parents[1]
+# It registers classes, and pytest would import it a second time to look for doctests.
+collect_ignore = ['tiny_training.py']
 
 
 @pytest.fixture(scope='session')

@@ -19,13 +19,14 @@ STANDARD_LIBRARY = set(sys.stdlib_module_names)
 CORE = {'ops', 'checkpoints', 'layers', 'registry', 'backbones'}
 ARROWS = {
     '__init__': (
-        {'layers', 'ops', 'backbones', 'optim', 'registry', 'preflight', 'version'},
+        {'layers', 'ops', 'backbones', 'hooks', 'optim', 'registry', 'preflight', 'version'},
         set(),
     ),
     'version': (set(), set()),
+    'atomic_write': (set(), set()),
     'registry': ({'preflight'}, {'mmengine'}),
     'ops': ({'ops'}, {'torch', 'triton'}),
-    'checkpoints': ({'checkpoints'}, {'torch', 'safetensors'}),
+    'checkpoints': ({'checkpoints', 'atomic_write'}, {'torch', 'safetensors', 'numpy'}),
     'layers': (
         {'layers', 'ops', 'checkpoints', 'registry'},
         {'torch', 'mmengine', 'mmcv'},
@@ -33,11 +34,14 @@ ARROWS = {
     'backbones': (CORE, {'torch', 'mmengine', 'mmcv'}),
     'optim': ({'registry'}, {'torch', 'mmengine'}),
     'complexity': ({'ops'}, {'torch'}),
-    # pycocotools: imported where a COCO file is checked, which needs mmdet's own requirements.
-    'preflight': ({'preflight'}, {'mmengine', 'numpy', 'packaging', 'PIL', 'pycocotools'}),
+    'preflight': (
+        {'preflight', 'checkpoints'},
+        {'torch', 'mmengine', 'numpy', 'packaging', 'PIL'},
+    ),
+    'hooks': ({'hooks', 'layers', 'atomic_write'}, {'torch', 'mmengine', 'numpy'}),
     'runtime': (
-        {'runtime', 'preflight', 'checkpoints'},
-        {'torch', 'mmengine', 'numpy', 'packaging'},
+        {'runtime', 'hooks', 'preflight', 'checkpoints', 'atomic_write'},
+        {'torch', 'mmengine'},
     ),
 }
 

@@ -2,10 +2,12 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import hostile
 import pytest
 import torch
 from mmdet.models import DetTTAModel
@@ -110,7 +112,7 @@ def test_tta_sees_every_image_twice(detector, test, tmp_path, monkeypatch):
 
 def test_resume_goes_on_from_the_latest_checkpoint(detector, train, tmp_path):
     work_dir, options = detector
-    (tmp_path / 'last_checkpoint').write_text(f'{work_dir}/epoch_1.pth')
+    shutil.copy(f'{work_dir}/epoch_1.pth', tmp_path)
     short = [*options, 'train_cfg.max_epochs=2', 'train_cfg.val_interval=3',
              'default_hooks.logger.interval=1']  # fmt: skip
     runner = train([DETECTOR, '--work-dir', str(tmp_path), '--resume', *short])
@@ -216,6 +218,14 @@ def test_options_that_a_run_cannot_have(tool, train, test, small, monkeypatch):
             train([DETECTOR, '--amp', *small])
 
 
+@pytest.mark.parametrize(('option', 'code'), [('--help', 0), ('--epochs', 2)])
+def test_demo_does_not_start_with_other_options(tool, capsys, option, code):
+    with pytest.raises(SystemExit, match=str(code)):
+        tool('demo.py').main([option])
+    output = capsys.readouterr()
+    assert 'usage: ' in output.out + output.err
+
+
 def test_demo_table(tool):
     metrics = {
         f'coco/{kind}_mAP{at}': 0.5 for kind in ('bbox', 'segm') for at in ('', '_50', '_75')
@@ -223,3 +233,37 @@ def test_demo_table(tool):
     metrics['coco/segm_mAP_50'] = 0.875
     table = tool('demo.py').ap_table(metrics)
     assert table.splitlines()[2].split() == ['masks', '0.500', '0.875', '0.500']
+
+
+@pytest.mark.parametrize('attack', [hostile.eval_call, hostile.getattr_walk_without_calls])
+@pytest.mark.parametrize('entry', ['test', 'resume', 'load_from', 'Pretrained'])
+def test_hostile_checkpoints(train, test, small, tmp_path, attack, entry):
+    path, marker = tmp_path / 'hostile.pth', tmp_path / 'code-ran'
+    hostile.write_checkpoint(path, attack(f'touch {marker}'))
+    argv = [SEGMENTOR, '--work-dir', str(tmp_path / 'run')]
+    options = {
+        'load_from': [f'load_from={path}'],
+        'Pretrained': [
+            'model.backbone.init_cfg.type=Pretrained',
+            f'model.backbone.init_cfg.checkpoint={path}',
+        ],
+    }.get(entry, [])
+    argv[1:1] = dict(test=[str(path)], resume=['--resume', str(path)]).get(entry, [])
+    with pytest.raises(SystemExit, match=r'hostile\.pth.* (refused|not a checkpoint)'):
+        (test if entry == 'test' else train)([*argv, *small, *options])
+    assert not marker.exists()
+
+
+def test_resume_takes_up_what_is_whole(train, small, tmp_path, capsys):
+    argv = [SEGMENTOR, '--work-dir', str(tmp_path / 'run'), '--resume', *small,
+            'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+            'default_hooks.checkpoint.interval=1']  # fmt: skip
+    train(argv)
+    newest = tmp_path / 'run/iter_2.pth'
+    newest.write_bytes(newest.read_bytes()[:1000])
+    (tmp_path / 'run/last_checkpoint').write_text('/gone/iter_2.pth')
+    assert train(argv).iter == 2
+    printed = capsys.readouterr().err
+    assert f'No checkpoint to resume from in {tmp_path}/run' in printed
+    assert f'Passed over {newest}: {newest} is not a checkpoint written by torch.save' in printed
+    assert (tmp_path / 'run/last_checkpoint').read_text() == str(newest)

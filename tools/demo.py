@@ -12,12 +12,13 @@ import os
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 
 from acmix_mm.preflight.data_paths import missing_data
+from acmix_mm.runtime import newest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = 'configs/demo/mask-rcnn_resnet26-acmix_fpn_shapes.py'
@@ -46,17 +47,30 @@ def ap_table(metrics: dict[str, float]) -> str:
     return '\n'.join(lines)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the demo."""
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args(
+        argv
+    )
     os.chdir(ROOT)
-    if missing_data(Config.fromfile(CONFIG), 'train', 'val'):
+    cfg = Config.fromfile(CONFIG)
+    cfg.work_dir = WORK_DIR
+    if missing_data(cfg, 'train', 'val'):
         run('tools/dataset/make_shapes.py')
     start = time.monotonic()
     run('tools/train.py', CONFIG, '--work-dir', WORK_DIR, '--resume')
     minutes = (time.monotonic() - start) / 60
     pictures = ROOT / WORK_DIR / 'pictures'
-    checkpoint = find_latest_checkpoint(WORK_DIR)
-    run('tools/test.py', CONFIG, checkpoint, '--work-dir', WORK_DIR, '--show-dir', str(pictures))
+    checkpoint = newest_checkpoint(cfg)
+    run(
+        'tools/test.py',
+        CONFIG,
+        str(checkpoint),
+        '--work-dir',
+        WORK_DIR,
+        '--show-dir',
+        str(pictures),
+    )
 
     # mmengine writes the metrics of a test to <time>/<time>.json in the work dir.
     metrics = json.loads(max(Path(WORK_DIR).glob('*/[0-9]*.json')).read_text())

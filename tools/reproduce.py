@@ -6,9 +6,10 @@
 The models are those of model-index.yml; --only and patterns of their names select some of them.
 Each model is trained and tested in a folder of its own in --work-dir, with the output in
 reproduce.log. To continue after an interruption, run the same command again: a model resumes from
-its last checkpoint, and models that are finished are skipped. If a model fails, the others still
-run. At the end, results.md and results.csv in --work-dir contain the metrics of all finished
-models.
+its newest checkpoint, and models that are finished are skipped. If a model fails, or its config
+cannot be read, the others still run. What ends this tool (Ctrl-C, kill, a closed terminal) also
+ends the training that it started. At the end, results.md and results.csv in --work-dir contain the
+metrics of all finished models.
 
 --gpus is the number of GPUs on this machine. They share the batch of the recipe, so that its
 learning rate remains right.
@@ -16,21 +17,22 @@ learning rate remains right.
 
 import argparse
 import csv
-import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from io import StringIO
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.fileio import load
-from mmengine.runner import find_latest_checkpoint
 
+from acmix_mm.atomic_write import write_atomically
+from acmix_mm.preflight.arguments import existing_file, whole_number
 from acmix_mm.runtime.markdown import table
+from acmix_mm.runtime.training_run import RunError, TrainingRun, signals_interrupt
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = {
@@ -101,7 +103,7 @@ def read_models(index: Path) -> list[Model]:
     return models
 
 
-class Run:
+class Run(TrainingRun):
     """The training and the test of a model.
 
     Args:
@@ -111,80 +113,24 @@ class Run:
     """
 
     def __init__(self, model: Model, work_dir: Path, gpus: int) -> None:
+        super().__init__(model.config, work_dir, gpus=gpus)
         self.model = model
-        self.work_dir = work_dir
-        self.gpus = gpus
         self.log = work_dir / 'reproduce.log'
 
-    def state(self) -> str:
-        """Return ``'done'`` after the test, else the last checkpoint's name or an empty string."""
-        if self.metrics():
-            return 'done'
-        latest = find_latest_checkpoint(str(self.work_dir)) if self.work_dir.exists() else None
-        return Path(latest).stem if latest else ''
-
-    def metrics(self) -> dict[str, float]:
+    def results(self) -> dict[str, float]:
         """Return the metrics of the test by their names in metafiles; empty before the test."""
-        # mmengine writes the metrics of a test to <time>/<time>.json.
-        logs = sorted(self.work_dir.glob('test/*/[0-9]*.json'))
-        logged = json.loads(logs[-1].read_text()) if logs else {}
         return {
-            name: round(logged[key] * factor, 2)
-            for key, (name, factor) in METRICS.items()
-            if key in logged
+            METRICS[key][0]: round(value * METRICS[key][1], 2)
+            for key, value in self.metrics().items()
+            if key in METRICS
         }
 
-    def commands(self) -> list[list[str]]:
-        """Return the commands that are left to be run.
-
-        Raises:
-            SystemExit: The config cannot be read, or the GPUs cannot share its batch.
-        """
-        state = self.state()
-        if state == 'done':
-            return []
-        try:
-            cfg = Config.fromfile(self.model.config, import_custom_modules=False)
-        except ModuleNotFoundError as error:  # the config inherits from a library's configs
-            sys.exit(f'{self.model.config} cannot be read: {error}.')
-        loop = cfg.train_cfg
-        last = f'epoch_{loop.max_epochs}' if 'max_epochs' in loop else f'iter_{loop.max_iters}'
-        options = ['--work-dir', str(self.work_dir)]
-        train = self._tool('train', [self.model.config], options)
-        if state:
-            train.append('--resume')
+    def options_for(self, cfg: Config) -> list[str]:
+        """Return the batch size of each GPU, if it is not that of the config."""
         batch_size = self._batch_size(cfg)
-        if batch_size != cfg.train_dataloader.batch_size:
-            train += ['--cfg-options', f'train_dataloader.batch_size={batch_size}']
-        options = ['--work-dir', str(self.work_dir / 'test')]
-        checkpoint = str(self.work_dir / f'{last}.pth')
-        test = self._tool('test', [self.model.config, checkpoint], options)
-        return [test] if state == last else [train, test]
-
-    def run(self, commands: list[list[str]]) -> bool:
-        """Run commands until one fails. Return True if none failed."""
-        self.work_dir.mkdir(parents=True, exist_ok=True)
-        # Put the Python that runs this tool first, because the scripts call `python`.
-        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', '')])
-        environment = os.environ | dict(PATH=path)
-        with self.log.open('a') as log:
-            for command in commands:
-                print(f'$ {shlex.join(command)}', file=log, flush=True)
-                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-                try:
-                    code = process.wait()
-                except KeyboardInterrupt:
-                    process.wait()  # it was interrupted too, and has to end its own processes
-                    raise
-                if code:
-                    return False
-        return True
-
-    def _tool(self, name: str, files: list[str], options: list[str]) -> list[str]:
-        tools = os.path.relpath(ROOT / 'tools')
-        if self.gpus > 1:
-            return ['bash', f'{tools}/dist_{name}.sh', *files, str(self.gpus), *options]
-        return ['python', f'{tools}/{name}.py', *files, *options]
+        if batch_size == cfg.train_dataloader.batch_size:
+            return []
+        return [f'train_dataloader.batch_size={batch_size}']
 
     def _batch_size(self, cfg: Config) -> int:
         """Return the batch size of each GPU at which all GPUs share the batch of the recipe."""
@@ -207,22 +153,26 @@ def result_rows(runs: list[Run]) -> list[list[str]]:
     """Return a row for each metric, measured or published, of each run."""
     rows = []
     for run in runs:
-        model, ours = run.model, run.metrics()
+        model, ours = run.model, run.results()
+        try:
+            state = run.state()
+        except RunError:
+            state = 'failed'
         for metric in dict.fromkeys([*ours, *model.published]) or ['']:
             figures = (ours.get(metric, ''), model.published.get(metric, ''))
-            rows.append([model.name, run.state(), metric, *map(str, figures), model.source])
+            rows.append([model.name, state, metric, *map(str, figures), model.source])
     return rows
 
 
 def write_results(runs: list[Run], work_dir: Path) -> None:
     """Write results.md and results.csv, and print the former."""
     rows = result_rows(runs)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with (work_dir / 'results.csv').open('w', newline='') as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+    sheet = StringIO()
+    csv.writer(sheet).writerows([COLUMNS, *rows])
+    write_atomically(work_dir / 'results.csv', sheet.getvalue())
     text = table(COLUMNS, rows)
     text += '\nPublished figures are those of the metafiles; for others see the paper.\n'
-    (work_dir / 'results.md').write_text(text)
+    write_atomically(work_dir / 'results.md', text)
     print(f'\n{text}\n{work_dir / "results.md"}\n{work_dir / "results.csv"}')
 
 
@@ -240,7 +190,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--dry-run', action='store_true', help='print the commands without running them'
     )
-    parser.add_argument('--gpus', type=int, default=1, help='number of GPUs (default: 1)')
+    parser.add_argument(
+        '--gpus', type=whole_number(1), default=1, help='number of GPUs (default: 1)'
+    )
     parser.add_argument(
         '--work-dir',
         type=Path,
@@ -249,7 +201,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--index',
-        type=Path,
+        type=existing_file,
         default=ROOT / 'model-index.yml',
         help="file that lists the metafiles (default: the repository's model-index.yml)",
     )
@@ -269,26 +221,41 @@ def main(argv: list[str] | None = None) -> None:
     if not chosen:
         options = [f'--only {args.only}'] if args.only else []
         sys.exit(f'No model of {args.index} matches {" ".join([*options, *args.names])}.')
-    plan = [(run, run.commands()) for run in chosen]
+    plan, failed = [], []
+    for run in chosen:
+        try:
+            plan.append((run, run.commands()))
+        except RunError as error:
+            print(f'{run.model.name}: {error}.', file=sys.stderr)
+            failed.append(f'{run.model.name}: {error}')
     if args.dry_run:
         for command in (command for _, commands in plan for command in commands):
             print(shlex.join(command))
-        return
+    else:
+        try:
+            failed += run_all(plan, runs, args.work_dir)
+        except OSError as error:  # a folder or a file that cannot be written
+            sys.exit(str(error))
+    if failed:
+        reasons = ''.join(f'\n  {reason}' for reason in failed)
+        sys.exit(f'{len(failed)} of {len(chosen)} models failed:{reasons}')
+
+
+def run_all(plan: list[tuple[Run, list[list[str]]]], runs: list[Run], work_dir: Path) -> list[str]:
+    """Run the commands of each model, and write the results. Return what failed, with its log."""
     failed = []
     try:
-        for i, (run, commands) in enumerate(plan, 1):
-            print(
-                f'{i}/{len(plan)} {run.model.name}: {run.log if commands else "done"}', flush=True
-            )
-            if not run.run(commands):
-                failed.append(run)
-    except KeyboardInterrupt:
-        sys.exit('Interrupted. Run the same command again to continue.')
+        with signals_interrupt():
+            for i, (run, commands) in enumerate(plan, 1):
+                where = run.log if commands else 'done'
+                print(f'{i}/{len(plan)} {run.model.name}: {where}', flush=True)
+                if not run.run(commands):
+                    failed.append(f'{run.model.name}: see the end of {run.log}')
+    except KeyboardInterrupt as error:
+        sys.exit(f'Ended by {str(error) or "SIGINT"}. Run the same command again to continue.')
     finally:
-        write_results(runs, args.work_dir)
-    if failed:
-        logs = '\n'.join(f'  {run.model.name}: {run.log}' for run in failed)
-        sys.exit(f'{len(failed)} of {len(plan)} models failed; see the end of\n{logs}')
+        write_results(runs, work_dir)
+    return failed
 
 
 if __name__ == '__main__':

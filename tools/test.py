@@ -14,7 +14,15 @@ from argparse import Namespace
 from mmengine.config import Config
 
 from acmix_mm.preflight.data_paths import leaf_datasets
-from acmix_mm.runtime import argument_parser, build_runner, load_config, require_inputs
+from acmix_mm.runtime import (
+    argument_parser,
+    build_runner,
+    load_config,
+    mistakes_are_one_message,
+    require_fit,
+    require_inputs,
+    require_outputs,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -31,6 +39,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         '--wait-time', type=float, default=2, help='seconds to --show each picture (default: 2)'
     )
     parser.add_argument('--tta', action='store_true', help='use test-time augmentation')
+    parser.add_argument(
+        '--allow-missing',
+        action='store_true',
+        help='test a checkpoint that lacks weights of the model, which are random then',
+    )
     return parser.parse_args(argv)
 
 
@@ -118,17 +131,26 @@ def flipped_too(pipeline: list[dict]) -> list[dict]:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Evaluate a checkpoint, and return the metrics."""
     args = parse_args(argv)
-    cfg = load_config(args)
+    cfg = load_config(args, ['model', 'test_dataloader', 'test_cfg', 'test_evaluator'])
     cfg.load_from = args.checkpoint
     cfg.resume = False
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
-    if args.out:
+    if args.out is not None:
         keep_predictions(cfg, args.out)
     if args.tta:
         use_tta(cfg)
     require_inputs(cfg, ['test'], [args.checkpoint])
-    return build_runner(cfg).test()
+    folders = {'--work-dir': cfg.work_dir, '--show-dir': args.show_dir}
+    files: dict[str, str] = {}
+    if args.out is not None:
+        (folders if cfg.default_scope == 'mmseg' else files)['--out'] = args.out
+    require_outputs(folders, files)
+    with mistakes_are_one_message(cfg):
+        runner = build_runner(cfg)
+        if not args.allow_missing:
+            require_fit(runner, args.checkpoint, complete=True)
+        return runner.test()
 
 
 if __name__ == '__main__':

@@ -15,8 +15,14 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 
 from acmix_mm.preflight.type_name import type_name
-from acmix_mm.preflight.weights import pretrained_checkpoints
-from acmix_mm.runtime import argument_parser, build_runner, load_config, require_inputs
+from acmix_mm.runtime import (
+    argument_parser,
+    load_config,
+    require_inputs,
+    require_outputs,
+    resume,
+    train,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -69,20 +75,17 @@ def use_auto_scale_lr(cfg: Config) -> None:
 def main(argv: list[str] | None = None) -> Runner:
     """Train a model, and return its runner."""
     args = parse_args(argv)
-    cfg = load_config(args)
+    cfg = load_config(args, ['model', 'train_dataloader', 'train_cfg', 'optim_wrapper'])
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume or cfg.get('resume'):
+        resume(cfg, args.resume or cfg.get('load_from') or 'auto')
     checkpoints = [cfg.load_from] if cfg.get('load_from') else []
-    checkpoints += pretrained_checkpoints(cfg.model)
-    require_inputs(cfg, ('train', 'val'), checkpoints)
-    runner = build_runner(cfg)
-    runner.train()
-    return runner
+    require_inputs(cfg, ('train', 'val'), checkpoints, pretrained=True)
+    require_outputs({'--work-dir': cfg.work_dir})
+    return train(cfg)
 
 
 if __name__ == '__main__':

@@ -4,90 +4,76 @@
 import hashlib
 import io
 import json
+import os
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
+from zipfile import is_zipfile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..atomic_write import WriteError, write_atomically
+from .stand_ins import STAND_INS, restore
 from .unpickler import load_restricted
 
 # Entries of an mmengine checkpoint's ``meta`` that a published checkpoint keeps: those that
 # DetInferencer and MMSegInferencer read, and those that say where the weights come from.
 _PUBLISHED_META = ('cfg', 'dataset_meta', 'epoch', 'iter', 'mmengine_version')
 
-
-class _Ignored:
-    """Replacement for a class of the training state: accepts any arguments and does nothing."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
+# What torch's restricted unpickler, and ours, say of what they do not allow.
+_REFUSED = re.compile(r'GLOBAL (?P<name>\S+)|Trying to call reduce|Can only (create|build|set)')
 
 
-class _Mapping(OrderedDict):
-    """Replacement for a class of settings: the plain mapping that it contains."""
-
-    def __new__(cls, *_: Any) -> OrderedDict:  # type: ignore[misc]
-        return OrderedDict()
-
-
-# Classes and functions that training states contain besides tensors and plain containers: logs of
-# mmengine (numpy numbers and references to methods), arguments of PVT's training script, and
-# settings of Swin's training script.
-_NUMPY = [f'numpy.{core}.multiarray' for core in ('core', '_core')]
-_STAND_INS: dict[tuple[str, str], type] = {
-    ('mmengine.logging.history_buffer', 'HistoryBuffer'): _Ignored,
-    ('builtins', 'getattr'): _Ignored,
-    ('numpy', 'ndarray'): _Ignored,
-    ('numpy', 'dtype'): _Ignored,
-    **{(module, name): _Ignored for module in _NUMPY for name in ('_reconstruct', 'scalar')},
-    ('argparse', 'Namespace'): _Ignored,
-    ('yacs.config', 'CfgNode'): _Mapping,
-}
-
-
-def read_checkpoint(path: str | Path) -> Any:
+def read_checkpoint(
+    file: str | Path | BinaryIO, map_location: Any = 'cpu', mmap: bool = False
+) -> Any:
     """Read a checkpoint with ``torch.load(weights_only=True)``, or a safetensors file.
 
     The classes and functions that training states of mmengine, PVT and Swin contain are replaced by
-    ones that do nothing. Any other class or function is refused.
+    those of :mod:`acmix_mm.checkpoints.stand_ins`, which keep values and run nothing. Any other
+    class or function is refused.
 
     Args:
-        path: Path of a ``.safetensors`` file, or of any file that ``torch.save`` wrote.
+        file: Path of a ``.safetensors`` file, or of any file that ``torch.save`` wrote; or such a
+            file of ``torch.save`` opened for reading.
+        map_location: Where to put the tensors, as for ``torch.load``. Those of a safetensors file
+            are on the CPU. Default: ``'cpu'``.
+        mmap: Whether to leave the tensors of a file of ``torch.save`` on the disk until they are
+            used, if its format allows it. Default: False.
 
     Returns:
-        Any: Content of the file, on the CPU. For safetensors it is
-        ``dict(state_dict=..., meta=...)``.
+        Any: Content of the file. For safetensors it is ``dict(state_dict=..., meta=...)``.
 
     Raises:
-        FileNotFoundError: The file does not exist.
+        OSError: The file cannot be opened; FileNotFoundError if it does not exist.
         ValueError: The file is not a checkpoint, or reading it could run code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
-    if path.suffix == '.safetensors':
-        return _read_safetensors(path)
+    if isinstance(file, str | Path):
+        file = Path(file)
+        if not file.is_file():
+            raise FileNotFoundError(f'checkpoint {file} does not exist')
+        if file.suffix == '.safetensors':
+            return _read_safetensors(file)
+        file.open('rb').close()  # may raise an OSError, which is none about the content
+        mmap = mmap and is_zipfile(file)
+    name = file if isinstance(file, Path) else 'the checkpoint'
     try:
-        return load_restricted(path, _STAND_INS)
-    except UnpicklingError as error:
-        refused = re.search(r'GLOBAL (\S+)', str(error))
+        return restore(load_restricted(file, STAND_INS, map_location, mmap))
+    except Exception as error:  # damage raises whatever its bytes happen to ask for
+        refused = _REFUSED.search(str(error))
         if refused is None:
-            raise ValueError(f'{path} is not a checkpoint written by torch.save') from None
+            reason = '' if isinstance(error, UnpicklingError) else f': {_first_line(error)}'
+            raise ValueError(f'{name} is not a checkpoint written by torch.save{reason}') from None
+        what = refused['name'] or 'instructions that no checkpoint needs'
         raise ValueError(
-            f'{path} is refused: it contains {refused[1]}, and reading that could run code'
+            f'{name} is refused: it contains {what}, and reading that could run code'
         ) from None
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f'{path} is not a checkpoint written by torch.save: {error}') from None
 
 
 def write_checkpoint(
@@ -110,7 +96,18 @@ def write_checkpoint(
 
     Returns:
         Path: Path of the written file.
+
+    Raises:
+        ValueError: A tensor has no values: it is on the meta device.
+        WriteError: The file cannot be written. A former file is unchanged.
     """
+    empty = next((name for name, tensor in state_dict.items() if tensor.is_meta), None)
+    if empty is not None:
+        raise ValueError(f'{empty} is a tensor without values (on the meta device)')
+    if os.path.isdir(path) or not Path(path).name:
+        raise WriteError(
+            f'{str(path)!r} cannot be written: it is a folder, not the path of a file.'
+        )
     path = Path(path)
     tensors = {name: tensor.contiguous().clone() for name, tensor in state_dict.items()}
     if path.suffix == '.safetensors':
@@ -121,8 +118,7 @@ def write_checkpoint(
         content = buffer.getvalue()
     if hashed:
         path = path.with_stem(f'{path.stem}-{hashlib.sha256(content).hexdigest()[:8]}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    write_atomically(path, content)
     return path
 
 
@@ -137,7 +133,22 @@ def published_meta(checkpoint: Any) -> dict[str, Any]:
         {'epoch': 12}
     """
     meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
-    return {key: meta[key] for key in _PUBLISHED_META if key in meta} if meta else {}
+    if not isinstance(meta, Mapping):
+        return {}
+    return {key: _plain(meta[key]) for key in _PUBLISHED_META if key in meta}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with lists and numbers instead of numpy's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _first_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -145,7 +156,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework='pt') as file:
             meta = json.loads((file.metadata() or {}).get('meta', '{}'))
             return dict(state_dict={name: file.get_tensor(name) for name in file.keys()}, meta=meta)  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f'{path} is not a safetensors file: {error}') from None
 
 

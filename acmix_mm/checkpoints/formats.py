@@ -7,7 +7,8 @@ first that matches an entry is applied. A :class:`Conversion` lists what happene
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -76,7 +77,11 @@ class Format:
         return any(marker.fullmatch(name) for name in state_dict)
 
     def convert(self, state_dict: StateDict) -> Conversion:
-        """Convert a state dict of this format to ours."""
+        """Convert a state dict of this format to ours.
+
+        Raises:
+            ValueError: The shape of an entry is not one of this format.
+        """
         return rename(state_dict, self.rules(state_dict) if callable(self.rules) else self.rules)
 
 
@@ -125,6 +130,9 @@ def rename(state_dict: StateDict, rules: Sequence[Rule]) -> Conversion:
     Returns:
         Conversion: The result, with entries in the order of ``state_dict``.
 
+    Raises:
+        ValueError: The shape of an entry does not fit its rule. The message names the entry.
+
     Examples:
         >>> rules = [Rule(r'fc(\d)\.w', r'linear\1.weight'), Rule(r'head\..*', None, reason='head')]
         >>> conversion = rename({'fc1.w': torch.ones(1), 'head.w': torch.ones(1)}, rules)
@@ -143,15 +151,29 @@ def rename(state_dict: StateDict, rules: Sequence[Rule]) -> Conversion:
                 conversion.dropped[name] = rule.reason
             else:
                 target = conversion.renamed[name] = match.expand(rule.target)
-                tensor = rule.transform(tensor) if rule.transform else tensor
+                if rule.transform:
+                    with _shapes_named(name, tensor):
+                        tensor = rule.transform(tensor)
                 pieces.setdefault(target, {})[order] = tensor
             break
         else:
             conversion.unknown.append(name)
     for target, by_order in pieces.items():
         tensors = [by_order[order] for order in sorted(by_order)]
-        conversion.state_dict[target] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        with _shapes_named(f'the parts of {target}', *tensors):
+            conversion.state_dict[target] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
     return conversion
+
+
+@contextmanager
+def _shapes_named(name: str, *tensors: Tensor) -> Iterator[None]:
+    """Name an entry and its shape in the error of a conversion that does not fit them."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        shapes = ' and '.join(str(tuple(tensor.shape)) for tensor in tensors)
+        reason = str(error).split('\n', 1)[0]
+        raise ValueError(f'{name}, of shape {shapes}, does not fit the format: {reason}') from error
 
 
 def rules_of_layer(pattern: str, target: str, names: LayerNames) -> list[Rule]:

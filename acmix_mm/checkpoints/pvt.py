@@ -49,14 +49,15 @@ def resize_position(position: Tensor, shape: Sequence[int]) -> Tensor:
 
     Returns:
         Tensor: The position embedding of the given shape, with bilinear interpolation as in the
-        forward pass. If the numbers of channels differ, ``position`` is returned unchanged.
+        forward pass. If the numbers of channels differ, or ``position`` is not a map, it is
+        returned unchanged.
 
     Examples:
         >>> import torch
         >>> resize_position(torch.ones(1, 8, 7, 7), (1, 8, 9, 12)).shape
         torch.Size([1, 8, 9, 12])
     """
-    if position.shape[1] != shape[1]:
+    if position.ndim != 4 or position.shape[1] != shape[1] or position.numel() == 0:
         return position
     resized = F.interpolate(position.float(), shape[2:], mode='bilinear', align_corners=False)
     return resized.to(position.dtype)

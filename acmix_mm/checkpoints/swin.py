@@ -2,6 +2,7 @@
 """Checkpoint formats of ``ACmixSwin``: ours, released Swin-ACmix, Swin of Microsoft and mmdet."""
 
 import re
+from math import isqrt
 
 import torch
 import torch.nn.functional as F
@@ -42,15 +43,18 @@ def resize_bias_table(table: Tensor, shape: torch.Size) -> Tensor:
 
     Returns:
         Tensor: The table of the given shape, with bicubic interpolation as in the released Swin
-        code. If the numbers of heads differ, the table is returned unchanged.
+        code. If the numbers of heads differ, or the table is not one of square windows, it is
+        returned unchanged.
 
     Examples:
         >>> resize_bias_table(torch.ones(13 ** 2, 3), torch.Size([23 ** 2, 3])).shape
         torch.Size([529, 3])
     """
-    if table.shape[1:] != shape[1:]:
+    if table.ndim != 2 or table.shape[1] != shape[1]:
         return table
-    old, new = (round(rows**0.5) for rows in (table.shape[0], shape[0]))
+    old, new = (isqrt(rows) for rows in (table.shape[0], shape[0]))
+    if old**2 != table.shape[0] or old == 0:
+        return table
     grid = table.T.reshape(1, -1, old, old).float()
     grid = F.interpolate(grid, size=(new, new), mode='bicubic', align_corners=False)
     return grid.reshape(-1, new * new).T.to(table.dtype)

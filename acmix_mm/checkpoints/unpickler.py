@@ -5,56 +5,87 @@ import pickle
 import tarfile
 from _codecs import encode
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import RLock
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 # Classes by the names, module and qualified name, under which pickle knows what they stand for.
 StandIns = Mapping[tuple[str, str], type]
+_LOCK = RLock()
 
 
-def load_restricted(path: Path, stand_ins: StandIns) -> Any:
+def load_restricted(
+    file: Path | BinaryIO, stand_ins: StandIns, map_location: Any = 'cpu', mmap: bool = False
+) -> Any:
     """Read a file with ``torch.load(weights_only=True)``, with some classes replaced by stand-ins.
+
+    What other code has allowed with ``torch.serialization.add_safe_globals`` is not allowed here.
 
     Versions of torch before 2.5 cannot be told of the stand-ins. There an unpickler of our own does
     the same.
 
     Args:
-        path: Path of a file that ``torch.save`` wrote.
+        file: Path of a file that ``torch.save`` wrote, or such a file opened for reading.
         stand_ins: Classes to use instead of other classes and functions, by the module and name of
             the latter. Their ``__setstate__`` gets the state of an instance.
+        map_location: Where to put the tensors, as for ``torch.load``. Default: ``'cpu'``.
+        mmap: Whether to leave the tensors on the disk until they are used. It needs a path.
+            Default: False.
 
     Returns:
-        Any: Content of the file, on the CPU.
+        Any: Content of the file.
 
     Raises:
         UnpicklingError: The file contains a class or function that is not allowed.
         RuntimeError: The file is not one that ``torch.save`` wrote.
     """
     if not hasattr(torch.serialization, 'safe_globals'):
-        return _load_with_own_unpickler(path, stand_ins)
+        return _load_with_own_unpickler(file, stand_ins, map_location, mmap)
     classes: list[Any] = [
         type(name, (base,), dict(__module__=module, __qualname__=name))
         for (module, name), base in stand_ins.items()
     ]
-    with torch.serialization.safe_globals(classes):
-        return torch.load(path, map_location='cpu', weights_only=True)
+    with _allowing_only(classes):
+        return torch.serialization.load(
+            file, map_location=map_location, mmap=mmap, weights_only=True
+        )
 
 
-def _load_with_own_unpickler(path: Path, stand_ins: StandIns) -> Any:
-    # torch.load would extract the members of an archive with whatever permissions it asks for.
-    if tarfile.is_tarfile(path):
-        raise RuntimeError('it is a tar archive')
-    with path.open('rb') as file:
-        if torch.serialization._is_zipfile(file):
-            with torch.serialization._open_zipfile_reader(file) as archive:
+@contextmanager
+def _allowing_only(classes: list[Any]) -> Iterator[None]:
+    """Set the classes that torch allows in this process besides its own, for a time."""
+    with _LOCK:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(classes)
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
+
+
+def _load_with_own_unpickler(
+    file: Path | BinaryIO, stand_ins: StandIns, map_location: Any = 'cpu', mmap: bool = False
+) -> Any:
+    opened: Any
+    with open(file, 'rb') if isinstance(file, Path) else nullcontext(file) as opened:
+        # torch.load would extract the members of an archive with whatever permissions it asks for.
+        if tarfile.is_tarfile(opened):
+            raise RuntimeError('it is a tar archive')
+        opened.seek(0)
+        if torch.serialization._is_zipfile(opened):
+            with torch.serialization._open_zipfile_reader(opened) as archive:
                 # torch.load would call torch.jit.load, and a program may run while it is loaded.
                 if torch.serialization._is_torchscript_zip(archive):
                     raise RuntimeError('it is a TorchScript archive')
+        opened.seek(0)
 
     class Unpickler(_Unpickler):
         allowed_stand_ins = stand_ins
@@ -64,7 +95,9 @@ def _load_with_own_unpickler(path: Path, stand_ins: StandIns) -> Any:
         Unpickler=Unpickler,
         load=lambda file, **options: Unpickler(file, **options).load(),
     )
-    return torch.load(path, map_location='cpu', pickle_module=module, weights_only=False)
+    return torch.serialization.load(
+        file, map_location=map_location, pickle_module=module, mmap=mmap, weights_only=False
+    )
 
 
 class _Unpickler(pickle._Unpickler):

@@ -4,7 +4,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .formats import StateDict
 
@@ -15,7 +17,11 @@ _KEYS = ('state_dict', 'model')
 _WRAPPERS = ('module.', '_orig_mod.')
 
 
-def unwrap(checkpoint: Any) -> dict[str, Tensor]:
+# A tensor with strides of 0 may claim any size. Above this size, in bytes, it must be stored.
+_MOST_BYTES_NOT_STORED = 2**30
+
+
+def unwrap(checkpoint: Any, name: str = 'this checkpoint') -> dict[str, Tensor]:
     """Return the state dict inside a checkpoint.
 
     The state dict may be the checkpoint itself, or its entry ``'state_dict'`` or ``'model'``.
@@ -24,6 +30,7 @@ def unwrap(checkpoint: Any) -> dict[str, Tensor]:
 
     Args:
         checkpoint: Content of a checkpoint file.
+        name: Name of the file, for messages. Default: ``'this checkpoint'``.
 
     Raises:
         ValueError: The checkpoint contains no state dict.
@@ -33,22 +40,47 @@ def unwrap(checkpoint: Any) -> dict[str, Tensor]:
         >>> unwrap({'model': {'module.weight': torch.ones(2)}, 'epoch': 300})
         {'weight': tensor([1., 1.])}
     """
-    inner = checkpoint
-    while isinstance(inner, Mapping) and any(isinstance(inner.get(key), Mapping) for key in _KEYS):
-        inner = next(inner[key] for key in _KEYS if isinstance(inner.get(key), Mapping))
+    inner = innermost(checkpoint, name)
     if not isinstance(inner, Mapping) or not inner:
-        raise ValueError(f'no state dict in this checkpoint: it contains {_describe(checkpoint)}')
-    wrong = [key for key, value in inner.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise ValueError(
-            f'no state dict in this checkpoint: entry {wrong[0]!r} is a '
-            f'{type(inner[wrong[0]]).__name__}, not a tensor; it contains {_describe(checkpoint)}'
-        )
+        raise ValueError(f'no state dict in {name}: it contains {_describe(checkpoint)}')
+    for key, value in inner.items():
+        fault = _fault(key, value)
+        if fault:
+            raise ValueError(
+                f'no state dict in {name}: entry {key!r} {fault}; '
+                f'it contains {_describe(checkpoint)}'
+            )
     state_dict = dict(inner)
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in state_dict):
             state_dict = {name.removeprefix(prefix): t for name, t in state_dict.items()}
     return state_dict
+
+
+def innermost(checkpoint: Any, name: str = 'this checkpoint') -> Any:
+    """Return the entry ``'state_dict'`` or ``'model'`` of a checkpoint, or the checkpoint itself.
+
+    Args:
+        checkpoint: Content of a checkpoint file. Its entry may again have such an entry.
+        name: Name of the file, for messages. Default: ``'this checkpoint'``.
+
+    Raises:
+        ValueError: The checkpoint contains itself.
+
+    Examples:
+        >>> innermost({'state_dict': {'weight': 1}, 'epoch': 3})
+        {'weight': 1}
+    """
+    inner, seen = checkpoint, set()
+    while isinstance(inner, Mapping):
+        if id(inner) in seen:
+            raise ValueError(f'no state dict in {name}: it contains itself')
+        seen.add(id(inner))
+        key = next((key for key in _KEYS if isinstance(inner.get(key), Mapping)), None)
+        if key is None:
+            break
+        inner = inner[key]
+    return inner
 
 
 def backbone_part(state_dict: StateDict) -> tuple[dict[str, Tensor], list[str]]:
@@ -71,6 +103,24 @@ def backbone_part(state_dict: StateDict) -> tuple[dict[str, Tensor], list[str]]:
         return dict(state_dict), []
     part = {name.removeprefix('backbone.'): state_dict[name] for name in inside}
     return part, [name for name in state_dict if name not in set(inside)]
+
+
+def _fault(key: Any, value: Any) -> str | None:
+    """Return what is wrong with an entry of a state dict, or None."""
+    if not isinstance(value, Tensor):
+        return f'is a {type(value).__name__}, not a tensor'
+    if not isinstance(key, str):
+        return f'has a {type(key).__name__} as its name'
+    return fault_of_tensor(value)
+
+
+def fault_of_tensor(value: Tensor) -> str | None:
+    """Return what is wrong with a tensor of a checkpoint, or None."""
+    if type(value) in (Tensor, Parameter) and value.layout == torch.strided and not value.is_meta:
+        size = value.numel() * value.element_size()
+        if size > max(_MOST_BYTES_NOT_STORED, value.untyped_storage().nbytes()):
+            return f'claims {size / 2**30:.0f} GiB, which the file does not contain'
+    return None
 
 
 def _describe(checkpoint: Any) -> str:

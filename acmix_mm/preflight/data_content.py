@@ -6,13 +6,11 @@ files are read without building an index, and only a sample of the images is dec
 """
 
 import gc
-import json
 import os
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +18,14 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image, ImageOps
 
+from .coco import BadAnnotations, by, defects, read_coco, some
 from .data_paths import dataset_paths, is_remote, leaf_datasets
 from .known_datasets import KNOWN
 from .type_name import type_name
 
 Record = dict[str, Any]
+
+_FILES = ('img_path', 'seg_map_path')
 
 
 @dataclass
@@ -123,16 +124,24 @@ def _inspect(
     report = Report()
     try:
         dataset: Any = DATASETS.build({**cfg, 'pipeline': [], 'lazy_init': True})
-        records = _read_coco(dataset, report) if _is_coco(dataset) else dataset.load_data_list()
+        if _is_coco(dataset):
+            records = _read_coco(dataset, report, _loads_masks(cfg))
+        else:
+            records = dataset.load_data_list()
+    except BadAnnotations as error:
+        report.errors.append(str(error))
+        return report
     except Exception as error:  # the data set's class may raise any exception
         report.errors.append(f'{type_name(cfg["type"])} cannot be read ({_reason(error)}).')
         return report
     chosen = [records[i] for i in _spread(len(records), samples)]
-    report.errors += _missing_files(records, dataset)
+    listings = _list_folders(records)
+    report.errors += _missing_files(records, dataset, listings)
+    report.notes += _foreign_files(listings)
     classes = dataset.metainfo.get('classes') or range(num_classes or 0)
     report.errors += _wrong_labels(records, dataset, len(classes))
     for record in track(chosen):
-        report.errors += _sample_errors(record, dataset, _map_loader(cfg), len(classes))
+        report.errors += _sample_errors(record, dataset, cfg, len(classes))
     counts = _count(records)
     report.notes += _unexpected_counts(counts, dataset)
     numbers = counts | dict(classes=len(classes), decoded=len(chosen))
@@ -146,59 +155,57 @@ def _is_coco(dataset: Any) -> bool:
     return reader == 'CocoDataset.load_data_list' and dataset.COCOAPI.__name__ == 'COCO'
 
 
-def _read_coco(dataset: Any, report: Report) -> list[Record]:
-    """Return the images of a COCO annotation file, each with its annotations.
+def _read_coco(dataset: Any, report: Report, needs_mask: bool) -> list[Record]:
+    """Return the images of a COCO annotation file.
 
-    Problems that concern the file as a whole are added to the report.
+    Problems of its entries are added to the report.
+
+    Raises:
+        BadAnnotations: The file has another structure.
     """
     file = dataset.ann_file
-    content = _read_json(file)
-    names = {category['id']: category['name'] for category in content['categories']}
-    classes = dataset.metainfo['classes']
-    missing = [name for name in classes if name not in names.values()]
-    if missing:
-        report.errors.append(
-            f'{file} has no category {_some(missing)}; it has {_some(list(names.values()), 5)}. '
-            'Set metainfo=dict(classes=(...)) of the data set to the names in the file.'
-        )
-    unused = [name for name in names.values() if name not in classes]
-    if unused:
-        report.notes.append(f'{file} has categories that the config does not use: {_some(unused)}.')
-
     # Files without annotations, such as COCO's test-dev, can still be used for prediction.
-    annotations = content.get('annotations', ()) if dataset.test_mode else content['annotations']
-    by_image: dict[Any, list[Record]] = {image['id']: [] for image in content['images']}
-    orphans: dict[str, list] = defaultdict(list)
-    for annotation in annotations:
-        if annotation['category_id'] not in names:
-            orphans['category_id'].append(annotation['id'])
-        if annotation['image_id'] in by_image:
-            by_image[annotation['image_id']].append(annotation)
-        else:
-            orphans['image_id'].append(annotation['id'])
-    for key, ids in orphans.items():
-        report.errors.append(
-            f'{file}: the {key} of {len(ids)} annotations is not defined in the file (annotation '
-            f'{_some(ids)}). Correct or remove them.'
-        )
+    content = read_coco(file, annotated=not dataset.test_mode)
+    known = KNOWN.get(type(dataset).__name__)
+    is_published = bool(known and known.counts_of([file]))
+    for defect, message in defects(content, file, needs_mask, dataset.test_mode):
+        noted = is_published and defect.is_published
+        (report.notes if noted else report.errors).append(message)
+
+    _compare_classes(content, dataset, report)
     folder = dataset.data_prefix['img']
+    image_ids = (annotation.get('image_id') for annotation in content['annotations'])
+    numbers = Counter(image_id for image_id in image_ids if isinstance(image_id, int | str))
     return [
         dict(
             img_path=os.path.join(folder, image['file_name']),
             size=(image['height'], image['width']),
-            annotations=by_image[image['id']],
+            annotations=numbers[image['id']],
         )
         for image in content['images']
     ]
 
 
-def _read_json(file: str) -> Any:
-    try:
-        return json.loads(Path(file).read_bytes())
-    except ValueError as error:
-        raise ValueError(
-            f'{file} is not valid JSON: {error}; download or unpack it again'
-        ) from error
+def _compare_classes(content: Mapping[str, list], dataset: Any, report: Report) -> None:
+    """Add to a report how the categories of a COCO file differ from the classes of the config."""
+    file, classes = dataset.ann_file, dataset.metainfo['classes']
+    names = {category['id']: category['name'] for category in content['categories']}
+    missing = [name for name in classes if name not in names.values()]
+    if missing:
+        report.errors.append(
+            f'{file} has no category {some(missing)}; it has {some(list(names.values()), 5)}. '
+            'Set metainfo=dict(classes=(...)) of the data set to the names in the file.'
+        )
+    unused = [name for name in names.values() if name not in classes]
+    if unused:
+        report.notes.append(f'{file} has categories that the config does not use: {some(unused)}.')
+    if dataset.test_mode or report.errors or not content['images']:
+        return
+    if not any(names[entry['category_id']] in classes for entry in content['annotations']):
+        report.errors.append(
+            f'{file} has no annotations of the classes of the config ({some(classes)}), so there '
+            'is nothing to learn. Add the annotations, or use another file.'
+        )
 
 
 def _spread(length: int, samples: int) -> Iterable[int]:
@@ -206,26 +213,50 @@ def _spread(length: int, samples: int) -> Iterable[int]:
     return np.unique(np.linspace(0, length - 1, min(length, samples)).round().astype(int)).tolist()
 
 
-def _missing_files(records: Sequence[Record], dataset: Any) -> Iterator[str]:
+def _list_folders(records: Sequence[Record]) -> dict[str, set[str]]:
+    """Return the names of the files in each folder of images and maps.
+
+    Links to files that do not exist are left out, and so is what is no file, such as a named pipe.
+    """
+    paths = (record.get(key) for record in records for key in _FILES)
+    folders = {os.path.dirname(path) for path in paths if path}
+    return {
+        folder: {entry.name for entry in os.scandir(folder or '.') if entry.is_file()}
+        for folder in folders
+        if os.path.isdir(folder or '.')
+    }
+
+
+def _missing_files(
+    records: Sequence[Record], dataset: Any, listings: Mapping[str, set[str]]
+) -> Iterator[str]:
     """Yield one error if images do not exist, and one if semantic maps do not exist."""
     if not records:
         yield 'The data set has no images. Check its data_prefix, ann_file and img_suffix.'
     known = KNOWN.get(type(dataset).__name__)
     source = f' ({known.source})' if known else ''
-    listings: dict[str, set[str]] = {}
-    for key in ('img_path', 'seg_map_path'):
+    for key in _FILES:
         paths = [record[key] for record in records if record.get(key)]
-        missing = []
-        for path in paths:
-            folder, name = os.path.split(path)
-            if folder not in listings:
-                listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-            if name not in listings[folder]:
-                missing.append(path)
+        missing = [
+            path
+            for path in paths
+            if os.path.basename(path) not in listings.get(os.path.dirname(path), ())
+        ]
         if missing:
             yield (
-                f'{len(missing)} of {len(paths)} files are not there: {_some(missing)}. Get them '
+                f'{len(missing)} of {len(paths)} files are not there: {some(missing)}. Get them '
                 f'again{source}, or remove them from the annotations.'
+            )
+
+
+def _foreign_files(listings: Mapping[str, set[str]]) -> Iterator[str]:
+    """Yield a note for each folder with files that macOS adds to archives."""
+    for folder, names in listings.items():
+        number = sum(name.startswith('._') for name in names)
+        if number:
+            yield (
+                f'{folder} has {number} files of macOS beside the data, whose names begin with '
+                f"'._'. To remove them: find {folder} -name '._*' -delete"
             )
 
 
@@ -235,45 +266,48 @@ def _wrong_labels(records: Sequence[Record], dataset: Any, num_classes: int) -> 
     wrong = sorted(labels - set(range(num_classes))) if num_classes else []
     if wrong:
         yield (
-            f'The labels {_some(wrong)} are out of range: the {num_classes} classes are 0 to '
+            f'The labels {some(wrong)} are out of range: the {num_classes} classes are 0 to '
             f"{num_classes - 1}. Correct {dataset.ann_file or 'the folders'}, or the data set's "
             'metainfo.'
         )
 
 
-def _map_loader(cfg: Mapping) -> Mapping:
-    """Return the transform in a data set's pipeline that loads semantic maps, or mmseg's default.
-
-    It applies options such as ``reduce_zero_label``, so it gives the labels that the loss sees.
-    """
-    steps = cfg.get('pipeline', ())
-    loaders = (step for step in steps if type_name(step['type']) == 'LoadAnnotations')
-    return next(loaders, dict(type='LoadAnnotations'))
+def _steps(cfg: Mapping, name: str) -> Iterator[Mapping]:
+    """Yield the transforms of a class in a data set's pipeline."""
+    return (step for step in cfg.get('pipeline', ()) if type_name(step['type']) == name)
 
 
-def _sample_errors(
-    record: Record, dataset: Any, map_loader: Mapping, num_classes: int
-) -> Iterator[str]:
-    """Yield the errors of an image and its annotations, except for missing files."""
+def _loads_masks(cfg: Mapping) -> bool:
+    return any(step.get('with_mask') for step in _steps(cfg, 'LoadAnnotations'))
+
+
+def _sample_errors(record: Record, dataset: Any, cfg: Mapping, num_classes: int) -> Iterator[str]:
+    """Yield the errors of an image and its map, except for missing files."""
     path = record['img_path']
-    if not os.path.exists(path):
+    if not os.path.isfile(path):
         return
     try:
         size = _decode(path)
-    except (OSError, SyntaxError, ValueError) as error:
+        for step in _steps(cfg, 'LoadImageFromFile'):  # its decoder may support fewer formats
+            TRANSFORMS.build(step)(dict(img_path=path))
+    except Image.DecompressionBombError as error:
+        yield f'{path} is too large ({_reason(error)}). Scale it down, with its annotations.'
+        return
+    except Exception as error:  # decoders raise many exceptions
         yield f'{path} cannot be decoded ({_reason(error)}). Download or unpack it again.'
         return
     if record.get('size', size) != size:
         yield (
-            f'{path} has {_by(size)} pixels, but its annotation says {_by(record["size"])}. Use '
+            f'{path} has {by(size)} pixels, but its annotation says {by(record["size"])}. Use '
             'the images that the annotations were made for.'
         )
         return
-    for annotation in record.get('annotations', ()):
-        yield from _instance_errors(annotation, path, size)
     seg_map = record.get('seg_map_path')
-    if seg_map and not _is_coco(dataset) and os.path.exists(seg_map):
-        yield from _map_errors(record, size, dataset, map_loader, num_classes)
+    if seg_map and not _is_coco(dataset) and os.path.isfile(seg_map):
+        # The loader in the config applies options such as ``reduce_zero_label``, so it gives the
+        # labels that the loss sees.
+        loader = next(_steps(cfg, 'LoadAnnotations'), dict(type='LoadAnnotations'))
+        yield from _map_errors(record, size, dataset, loader, num_classes)
 
 
 def _decode(path: str) -> tuple[int, int]:
@@ -284,37 +318,6 @@ def _decode(path: str) -> tuple[int, int]:
     with Image.open(path) as image:
         width, height = ImageOps.exif_transpose(image).size  # decodes the image
     return height, width
-
-
-def _instance_errors(annotation: Record, path: str, size: tuple[int, int]) -> Iterator[str]:
-    """Yield the errors of a COCO annotation."""
-    from pycocotools import mask
-
-    height, width = size
-    x, y, box_width, box_height = annotation['bbox']
-    if x >= width or y >= height or x + box_width < 0 or y + box_height < 0:
-        yield (
-            f'{path}: the box of annotation {annotation["id"]}, {annotation["bbox"]}, is outside '
-            f'the image of {_by(size)} pixels. Boxes must be [x, y, width, height] in pixels.'
-        )
-    segmentation = annotation.get('segmentation')
-    if not segmentation:
-        return
-    try:
-        if isinstance(segmentation, list) or isinstance(segmentation['counts'], list):
-            segmentation = mask.frPyObjects(segmentation, height, width)
-        sizes = [tuple(rle['size']) for rle in np.atleast_1d(segmentation)]
-    except Exception as error:  # pycocotools may raise any exception
-        yield (
-            f'{path}: the mask of annotation {annotation["id"]} cannot be decoded '
-            f'({_reason(error)}). Masks must be polygons or RLE in the format of COCO.'
-        )
-        return
-    if any(mask_size != size for mask_size in sizes):
-        yield (
-            f'{path} has {_by(size)} pixels, but the mask of annotation {annotation["id"]} has '
-            f'{_by(sizes[0])}. Use the images that the annotations were made for.'
-        )
 
 
 def _map_errors(
@@ -336,7 +339,7 @@ def _map_errors(
     wrong = set(np.unique(labels).tolist()) - {dataset.ignore_index, *range(num_classes)}
     if num_classes and wrong:
         yield (
-            f'{path} has the labels {_some(sorted(wrong))}: {num_classes} classes are 0 to '
+            f'{path} has the labels {some(sorted(wrong))}: {num_classes} classes are 0 to '
             f'{num_classes - 1}, and {dataset.ignore_index} is ignored. Convert the maps, or set '
             "metainfo and reduce_zero_label of the data set, and num_classes of the model's heads, "
             'to match them.'
@@ -346,7 +349,7 @@ def _map_errors(
 def _count(records: Sequence[Record]) -> dict[str, int]:
     counts = dict(images=len(records))
     if records and 'annotations' in records[0]:
-        counts['annotations'] = sum(len(record['annotations']) for record in records)
+        counts['annotations'] = sum(record['annotations'] for record in records)
     return counts
 
 
@@ -360,17 +363,6 @@ def _unexpected_counts(counts: Mapping[str, int], dataset: Any) -> Iterator[str]
             f'The whole data set has {whole}. Fewer are fine where a subset is meant; if none is, '
             'download or unpack it again.'
         )
-
-
-def _some(items: Collection, most: int = 3) -> str:
-    """Return the first items as text, followed by the number of the others."""
-    shown = ', '.join(map(str, list(items)[:most]))
-    return f'{shown} and {len(items) - most} more' if len(items) > most else shown
-
-
-def _by(size: tuple[int, int]) -> str:
-    height, width = size
-    return f'{width}x{height}'
 
 
 def _reason(error: Exception) -> str:

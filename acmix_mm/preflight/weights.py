@@ -1,17 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that the checkpoints of a run can be loaded, before anything is built."""
+"""Check that the checkpoints of a run can be loaded and fit, before training or testing starts."""
 
 import os
-from collections.abc import Iterable, Iterator
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
 
+from ..checkpoints import FAMILIES, backbone_part, identify, unwrap
+from ..checkpoints.files import read_checkpoint
+from ..checkpoints.unwrap import fault_of_tensor, innermost
 from .type_name import type_name
+
+SECONDS_TO_ANSWER = 30.0  # that a server may take for each part of a download
+_SHARDED = 'MMFullyShardedDataParallel'
+_OTHER_FILE = 'download or copy it again, or give the path of another file'
 
 
 def check_checkpoints(paths: Iterable[str]) -> None:
-    """Raise an error for the first checkpoint that is missing or cannot be downloaded.
+    """Raise an error for the first checkpoint that is missing, damaged or without weights.
 
     Downloads are kept in torch's cache, where the run itself finds them.
 
@@ -19,8 +33,9 @@ def check_checkpoints(paths: Iterable[str]) -> None:
         paths: Local files, URLs, or other addresses that mmengine supports (``open-mmlab://...``).
 
     Raises:
-        FileNotFoundError: A checkpoint cannot be loaded. The message names the checkpoint, the
-            reason, and how to continue.
+        FileNotFoundError: A checkpoint is not there. The message names the checkpoint, the reason,
+            and how to continue.
+        ValueError: A checkpoint is there and cannot be used. The message says the same.
 
     Examples:
         >>> check_checkpoints(['nowhere.pth'])
@@ -29,16 +44,44 @@ def check_checkpoints(paths: Iterable[str]) -> None:
         FileNotFoundError: ...
     """
     for path in paths:
-        if '://' not in path:
-            if not os.path.isfile(os.path.expanduser(path)):
-                raise FileNotFoundError(
-                    _message(path, f'no such file; working directory: {Path.cwd()}')
-                )
+        _read(path)
+
+
+def check_pretrained(model: object) -> None:
+    """Check the checkpoints that a model config initializes its parts from.
+
+    Args:
+        model: Config of a model. The checkpoints of ACmix backbones must be of a known format of
+            their family.
+
+    Raises:
+        FileNotFoundError: A checkpoint is not there.
+        ValueError: A checkpoint is damaged, has no weights, or is one of another network. The
+            message names the file, what it contains, and how to continue.
+
+    Examples:
+        >>> init_cfg = dict(type='Pretrained', checkpoint='nowhere.pth')
+        >>> check_pretrained(dict(type='ACmixSwin', init_cfg=init_cfg))
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: ...
+    """
+    for init_cfg, part in _pretrained(model, {}):
+        path = init_cfg['checkpoint']
+        content = _read(path)
+        family = FAMILIES.get(type_name(part.get('type')))
+        if family is None or init_cfg.get('prefix'):
             continue
         try:
-            CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        except Exception as error:  # network, cache and file may raise any exception
-            raise FileNotFoundError(_message(path, f'{type(error).__name__}: {error}')) from error
+            found = identify(backbone_part(unwrap(content))[0])
+        except ValueError as error:
+            raise ValueError(_message(path, str(error), _OTHER_FILE)) from error
+        if found is None or found[0] != family:
+            known = ', '.join(fmt.name for fmt in family.formats)
+            what = f'a {found[1].name}' if found else 'of an unknown format'
+            raise ValueError(
+                _message(path, f'it is {what}', f'give one that {family.name} loads: {known}')
+            )
 
 
 def pretrained_checkpoints(model: object) -> Iterator[str]:
@@ -56,22 +99,146 @@ def pretrained_checkpoints(model: object) -> Iterator[str]:
         >>> list(pretrained_checkpoints(dict(backbone=dict(type='ResNet', init_cfg=init_cfg))))
         ['r50.pth']
     """
-    if isinstance(model, dict):
-        if type_name(model.get('type')) in ('Pretrained', 'PretrainedInit'):
-            yield model['checkpoint']
-        if isinstance(model.get('pretrained'), str):
-            yield model['pretrained']
-        model = model.values()
-    if isinstance(model, Iterable) and not isinstance(model, str):
-        for part in model:
-            yield from pretrained_checkpoints(part)
+    return (init_cfg['checkpoint'] for init_cfg, _ in _pretrained(model, {}))
 
 
-def _message(path: str, reason: str) -> str:
+def missing_entries(model: nn.Module, checkpoint: Any) -> list[str]:
+    """Load a checkpoint into a model, and return the entries of the model that it does not set.
+
+    Entries of another shape count as missing. Counters of batches of BatchNorm do not.
+
+    Args:
+        model: The model. Load hooks, such as those that convert checkpoints, are run.
+        checkpoint: Content of a checkpoint file.
+
+    Examples:
+        >>> model = nn.Linear(2, 2)
+        >>> missing_entries(model, dict(state_dict=dict(weight=model.weight)))
+        ['bias']
+    """
+    state_dict = checkpoint.get('state_dict', checkpoint)
+    state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    fitting = {
+        name: value
+        for name, value in state_dict.items()
+        if name not in expected or value.shape == expected[name]
+    }
+    missing, _ = model.load_state_dict(fitting, strict=False)
+    return [name for name in missing if not name.endswith('num_batches_tracked')]
+
+
+def check_fit(model: Any, path: str, complete: bool) -> None:
+    """Check that a checkpoint sets the weights of a model.
+
+    Args:
+        model: The model that mmengine's runner has built. The weights are loaded into it. What is
+            no model yet, or sharded, is not checked.
+        path: File, URL or other address of the checkpoint.
+        complete: Whether the checkpoint must set all weights, as it must for a test. Otherwise one
+            is enough.
+
+    Raises:
+        ValueError: The checkpoint does not fit. The message names the first missing entries.
+    """
+    # Models of a FlexibleRunner are built later, and of a sharded one each process has a part.
+    if not isinstance(model, nn.Module) or type_name(type(model)) == _SHARDED:
+        return
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    content = _read(path)
+    missing = missing_entries(model, content)
+    number = sum(not name.endswith('num_batches_tracked') for name in model.state_dict())
+    if not missing or (not complete and len(missing) < number):
+        return
+    if len(missing) == number:
+        mend = (
+            'Give a checkpoint of the whole model. One of a backbone alone belongs into '
+            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)."
+        )
+    else:
+        mend = 'Give a checkpoint of this config. --allow-missing tests with random weights there.'
+    raise ValueError(
+        f'The checkpoint {path} does not fit the model: {len(missing)} of the {number} entries of '
+        f'the model are not in it, or have another shape ({_some(missing)}). It contains '
+        f'{_some([*innermost(content)])}. {mend}'
+    )
+
+
+def _read(path: str) -> Mapping:
+    """Return the content of a checkpoint that has weights."""
+    if '://' not in path:
+        local = os.path.expanduser(path)
+        if not os.path.isfile(local):
+            reason = f'no such file; working directory: {Path.cwd()}'
+            raise FileNotFoundError(_message(path, reason, 'download it, and give its path'))
+        try:
+            content = read_checkpoint(local, mmap=True)
+        except Exception as error:  # what is in a damaged file may raise any exception
+            raise ValueError(_message(path, _reason(error), _OTHER_FILE)) from error
+    else:
+        print(f'Loading {path} from the network, or from the cache ...', file=sys.stderr)
+        try:
+            with _timeout(SECONDS_TO_ANSWER):
+                content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        except Exception as error:  # network, cache and file may raise any exception
+            mend = 'download it, and give the path of the file instead'
+            raise FileNotFoundError(_message(path, _reason(error), mend)) from error
+    try:
+        weights = innermost(content)
+        if not isinstance(weights, Mapping):
+            raise ValueError(f'it contains a {type(weights).__name__}, and no weights')
+        if not any(isinstance(value, Tensor) for value in weights.values()):
+            raise ValueError(f'it contains no weights, but {_some([*weights]) or "nothing"}')
+        for name, value in weights.items():
+            if not isinstance(name, str):
+                raise ValueError(f'the name of an entry is {name!r}, a {type(name).__name__}')
+            fault = fault_of_tensor(value) if isinstance(value, Tensor) else None
+            if fault:
+                raise ValueError(f'entry {name!r} {fault}')
+    except ValueError as error:
+        raise ValueError(_message(path, str(error), _OTHER_FILE)) from error
+    return content
+
+
+@contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    """Limit the time that connections wait, for those that set no limit, such as torch.hub's."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _pretrained(config: object, part: Mapping) -> Iterator[tuple[Mapping, Mapping]]:
+    """Yield each initialization from a checkpoint, with the config of the part that it is for."""
+    if isinstance(config, Mapping):
+        if type_name(config.get('type')) in ('Pretrained', 'PretrainedInit'):
+            yield config, part
+        if isinstance(config.get('pretrained'), str):
+            yield dict(checkpoint=config['pretrained']), config
+        for value in config.values():
+            yield from _pretrained(value, config)
+    elif isinstance(config, Iterable) and not isinstance(config, str):
+        for value in config:
+            yield from _pretrained(value, part)
+
+
+def _some(names: Sequence[object]) -> str:
+    return ', '.join(map(str, names[:3])) + (', ...' if len(names) > 3 else '')
+
+
+def _reason(error: Exception) -> str:
+    return f'{type(error).__name__}: {shorten(str(error), 250, placeholder=" ...")}'
+
+
+def _message(path: str, reason: str, mend: str) -> str:
     return '\n'.join([
         f'The checkpoint {path} cannot be loaded ({reason}).',
         'To continue, either:',
-        '  * download it, and give the path of the file instead',
+        f'  * {mend}',
         '  * start without it: --cfg-options model.backbone.init_cfg=None for a backbone',
         '    (model.pretrained=None in mmseg)',
         '  * try without downloads: `make demo` makes a small data set and trains on it',

@@ -7,21 +7,34 @@ A mistake of the user ends the process with one message and exit code 1. A trace
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..atomic_write import WriteError
+from ..preflight.arguments import check_launcher, check_output_file, check_output_folder
 from ..preflight.classes import check_classes
+from ..preflight.config_errors import (
+    ConfigError,
+    OptionsAction,
+    check_values,
+    merge_options,
+    one_line_errors,
+    read_config_file,
+)
 from ..preflight.data_paths import check_data
 from ..preflight.libraries import check_scope
-from ..preflight.weights import check_checkpoints
+from ..preflight.weights import check_checkpoints, check_fit, check_pretrained
 from .distributed import check_fsdp, join_cpu_processes, use_cpu_processes
 from .mmengine_patches import patch_mmengine
+from .saving import name_checkpoint_hook
+from .work_dir import locked
 
 
 def config_parser(description: str) -> ArgumentParser:
@@ -35,7 +48,7 @@ def config_parser(description: str) -> ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         default={},
         metavar='KEY=VALUE',
         help='override parts of the config, such as train_dataloader.batch_size=4 or '
@@ -75,28 +88,34 @@ def read_config(args: Namespace) -> Config:
     if not os.path.isfile(args.config):
         sys.exit(f'Config file {args.config} not found (working directory: {Path.cwd()}).')
     try:
-        cfg = Config.fromfile(args.config)
-    except ModuleNotFoundError as error:  # the config inherits from a missing library
-        sys.exit(f'{args.config} cannot be read: {error}.')
-    try:
+        cfg = read_config_file(args.config)
+        check_values(cfg)
         check_scope(cfg.get('default_scope'))
+        options = dict(args.cfg_options)
+        if isinstance(options.get('data_root'), str):
+            cfg = move_data_root(cfg, options.pop('data_root'))
+        merge_options(cfg, options)
+        check_values(cfg)
     except ImportError as error:
         sys.exit(f'{args.config} cannot be used: {error}.')
-    options = dict(args.cfg_options)
-    if 'data_root' in options:
-        cfg = move_data_root(cfg, options.pop('data_root'))
-    cfg.merge_from_dict(options)
+    except ConfigError as error:
+        sys.exit(str(error))
     return cfg
 
 
-def load_config(args: Namespace) -> Config:
+def load_config(args: Namespace, needed: Iterable[str] = ()) -> Config:
     """Read the config of a run, and adapt it to the launcher and to machines without a GPU.
 
     Args:
         args: Arguments from :func:`argument_parser`.
+        needed: Keys that the config must have.
     """
     os.environ.setdefault('LOCAL_RANK', os.environ.get('SLURM_LOCALID', str(args.local_rank)))
     cfg = read_config(args)
+    try:
+        check_values(cfg, needed)
+    except ConfigError as error:
+        sys.exit(str(error))
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if get_device() == 'cpu':
@@ -144,11 +163,15 @@ def move_data_root(cfg: Config, data_root: str) -> Config:
     return Config(move(cfg.to_dict()), filename=cfg.filename)
 
 
-def require_inputs(cfg: Config, splits: Iterable[str], checkpoints: Iterable[str]) -> None:
+def require_inputs(
+    cfg: Config, splits: Iterable[str], checkpoints: Iterable[str], pretrained: bool = False
+) -> None:
     """End the process with one message if inputs are missing or do not fit the model.
 
     Inputs are the data and the checkpoints. Of the data, only paths and numbers of classes are
     looked at; ``tools/dataset/check.py`` reads the files.
+
+    It also ends if ``--launcher`` did not start the process.
 
     Only the first process of each machine checks, because the others would repeat the message.
 
@@ -156,15 +179,67 @@ def require_inputs(cfg: Config, splits: Iterable[str], checkpoints: Iterable[str
         cfg: Config of the run.
         splits: Splits whose data is needed, from ``'train'``, ``'val'`` and ``'test'``.
         checkpoints: Paths or addresses of the checkpoints that are needed.
+        pretrained: Whether those that initialize parts of the model are needed, too. Default:
+            False.
     """
     if os.environ.get('LOCAL_RANK', '0') != '0':
         return
     patch_mmengine()  # which checkpoints can be loaded
     try:
+        check_launcher(cfg.get('launcher', 'none'))
         check_classes(cfg, *splits)
         check_data(cfg, *splits)
         check_checkpoints(checkpoints)
+        if pretrained:
+            check_pretrained(cfg.model)
     except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))
+
+
+def require_outputs(folders: Mapping[str, str | None], files: Mapping[str, str] = {}) -> None:
+    """End the process with one message if an output of a run could not be written.
+
+    Args:
+        folders: Paths of folders by the options that name them. None is left out.
+        files: Paths of files by the options that name them.
+    """
+    if os.environ.get('LOCAL_RANK', '0') != '0':
+        return
+    try:
+        for option, folder in folders.items():
+            if folder is not None:
+                check_output_folder(folder, option)
+        for option, file in files.items():
+            check_output_file(file, option)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def require_fit(runner: Runner, checkpoint: str, complete: bool) -> None:
+    """End the process with one message if a checkpoint does not fit the model of a runner.
+
+    Args:
+        runner: Runner from :func:`build_runner`.
+        checkpoint: Path or address of the checkpoint.
+        complete: Whether it must set all weights of the model. Otherwise one is enough.
+    """
+    try:
+        check_fit(runner.model, checkpoint, complete)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+@contextmanager
+def mistakes_are_one_message(cfg: Config) -> Iterator[None]:
+    """End the process with one message if a part of a config cannot be built.
+
+    Args:
+        cfg: The config from which parts are built.
+    """
+    try:
+        with one_line_errors(cfg):
+            yield
+    except ConfigError as error:
         sys.exit(str(error))
 
 
@@ -176,6 +251,29 @@ def build_runner(cfg: Config) -> Runner:
             built.
     """
     patch_mmengine()
+    name_checkpoint_hook(cfg)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def train(cfg: Config) -> Runner:
+    """Train in a work dir that no other training uses, and return the runner.
+
+    If a checkpoint cannot be written, such as to a full disk, the process ends with one message.
+    The checkpoint before it is kept.
+
+    Args:
+        cfg: Config from :func:`load_config`.
+    """
+    with locked(cfg), mistakes_are_one_message(cfg):
+        runner = build_runner(cfg)
+        if cfg.get('load_from') and not cfg.get('resume'):
+            require_fit(runner, cfg.load_from, complete=False)
+        try:
+            runner.train()
+        except WriteError as error:
+            sys.exit(
+                f'{error} The training ended; with --resume it goes on from its newest checkpoint.'
+            )
+    return runner

@@ -8,61 +8,19 @@ programs can call :func:`patch_mmengine`.
 import hashlib
 import os
 import sys
-from functools import wraps
 from inspect import getsource
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import numpy as np
 import torch
 from mmengine import _strategy
 from mmengine.dist import barrier, is_main_process
-from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader, checkpoint
-from packaging.version import Version
+from mmengine.runner import CheckpointLoader
 
 from ..checkpoints.files import read_checkpoint
-
-
-def allow_checkpoint_contents() -> None:
-    """Let upstream's mmengine load its own checkpoints with torch >= 2.6.
-
-    Since that version, ``torch.load`` accepts only tensors and plain containers by default, but the
-    logs in mmengine's checkpoints also contain history buffers and numpy values. This workaround
-    allows them while mmengine loads a checkpoint. The OneDL fork allows them itself.
-    """
-    if hasattr(checkpoint, 'get_torch_safe_globals') or Version(torch.__version__).release < (2, 6):
-        return
-    loaders = {
-        '': checkpoint.load_from_local,
-        ('http://', 'https://'): checkpoint.load_from_http,
-    }
-    for prefixes, loader in loaders.items():
-        CheckpointLoader.register_scheme(prefixes, _with_safe_globals(loader), force=True)
-
-
-def _with_safe_globals(loader: Any) -> Any:
-    @wraps(loader)  # keeps the name of the loader for mmengine's log
-    def load(filename: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(_safe_globals()):
-            return loader(filename, map_location=map_location)
-
-    return load
-
-
-def _safe_globals() -> list[Any]:
-    reconstruct: Any = np.zeros(0).__reduce__()[0]
-    scalar: Any = np.float64(0).__reduce__()[0]
-    # numpy 2 moved both functions. A checkpoint contains the names of the numpy that wrote it.
-    functions = [
-        (function, f'numpy.{core}.multiarray.{function.__name__}')
-        for function in (reconstruct, scalar)
-        for core in ('core', '_core')
-    ]
-    dtypes = [type(np.dtype(name)) for name in ('float32', 'float64', 'int64')]
-    # A history buffer stores references to its methods, which pickle restores with getattr.
-    return [HistoryBuffer, getattr, np.ndarray, np.dtype, *dtypes, *functions]
+from .checkpoint_loader import load_checkpoints_safely
+from .saving import save_checkpoints_safely
 
 
 def resume_sharded_optimizers() -> None:
@@ -129,6 +87,7 @@ def load_from_http_safetensors(filename: str, map_location: Any = None) -> dict[
 
 def patch_mmengine() -> None:
     """Apply all workarounds to mmengine in this process. Calling it again has no effect."""
-    allow_checkpoint_contents()
+    load_checkpoints_safely()
+    save_checkpoints_safely()
     resume_sharded_optimizers()
     load_safetensors()

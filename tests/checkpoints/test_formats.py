@@ -85,3 +85,63 @@ def test_each_backbone_knows_its_own_checkpoints(name):
 
 def test_unknown_networks_are_not_identified():
     assert identify(numbered('transformer.h.0.attn.weight')) is None
+
+
+SHAPES = [(), (0,), (1,), (7,), (1, 7), (3, 0), (1, 7, 4), (5, 4, 3, 2), (1, 2, 3, 4, 5)]
+NAMES = {
+    'released ResNet-ACmix classifier': [
+        'layer1.0.conv2.dep_conv.weight', 'layer1.0.conv2.fc.weight', 'layer1.0.conv2.rate1',
+        'layer1.0.conv2.conv1.weight', 'layer1.0.conv2.conv2.weight',
+    ],
+    'released Swin-ACmix classifier': [
+        'layers.0.blocks.0.attn.dep_conv.weight', 'layers.0.downsample.reduction.weight',
+        'layers.0.blocks.0.attn.rate1', 'layers.0.blocks.0.attn.fc.bias',
+    ],
+    'plain PVT (authors)': [
+        'patch_embed1.proj.weight', 'pos_embed1', 'block1.0.attn.q.weight',
+        'block1.0.attn.kv.weight',
+    ],
+    'plain PVT (mmdet)': [
+        'layers.0.0.projection.weight', 'layers.0.1.0.pos_embed', 'layers.0.1.1.norm1.weight',
+        'layers.0.1.1.ffn.layers.0.weight',
+    ],
+    'plain SAN, patch-wise': [
+        'layer0.0.sam.conv_w.0.weight', 'layer0.0.sam.conv1.weight', 'layer0.0.sam.conv2.weight',
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('shapes', [SHAPES, SHAPES[::-1], SHAPES[3:] + SHAPES[:3]], ids='012')
+@pytest.mark.parametrize('fmt', NAMES)
+def test_planted_shapes_are_named(fmt, shapes):
+    messages = []
+    for shape in shapes:
+        for other in shapes:
+            state_dict = {
+                name: torch.ones(shape if i % 2 else other) for i, name in enumerate(NAMES[fmt])
+            }
+            _, found = identify(state_dict)
+            assert found.name == fmt
+            try:
+                found.convert(state_dict)
+            except ValueError as error:
+                messages.append(str(error))
+    assert messages
+    assert all(' does not fit the format: ' in message for message in messages)
+    assert not any('\n' in message for message in messages)
+
+
+def test_planted_position_of_7_tokens():
+    state_dict = {'patch_embed1.proj.weight': torch.ones(1), 'pos_embed1': torch.ones(1, 7, 4)}
+    _, fmt = identify(state_dict)
+    with pytest.raises(ValueError, match=r'pos_embed1, of shape \(1, 7, 4\), does not'):
+        fmt.convert(state_dict)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_planted_shapes_are_not_interpolated(shape):
+    tensor = torch.ones(shape)
+    for family in FAMILIES.values():
+        for name, resize in family.resize.items():
+            expected = torch.Size((169, 4) if 'bias' in name else (1, 9, 7, 7))
+            assert resize(tensor, expected) is tensor

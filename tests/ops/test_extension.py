@@ -99,11 +99,34 @@ def test_bad_input_is_an_error_not_a_crash():
     assert count >= 100
 
 
+@pytest.mark.parametrize(
+    ('kernel_size', 'stride', 'dilation'), [(7, 1, 10000), (10001, 1, 1), (3, 1, 2**20)]
+)
+def test_geometry_that_needs_too_much_scratch_memory_is_refused(kernel_size, stride, dilation):
+    q = torch.zeros(1, 1, 4, 6, 6)
+    with pytest.raises(RuntimeError, match=r'need scratch memory for .* at most .* are supported'):
+        torch.ops.acmix_mm.neighborhood_attention_forward(
+            q, q, q, kernel_size, stride, dilation, 1.0
+        )
+
+
 def test_scratch_memory_that_cannot_be_had_is_an_error():
-    """Windows of this dilation reach further than any address space."""
-    q = torch.zeros(4, 4, 16, 4, 4)
-    with pytest.raises(RuntimeError, match='not enough memory for the scratch space'):
-        torch.ops.acmix_mm.neighborhood_attention_forward(q, q, q, 3, 1, 2**20, 1.0)
+    """A process that may take only 1 GiB more, and windows that need 2.3 GiB."""
+    code = """
+import resource
+import torch
+import acmix_mm.ops
+
+with open('/proc/self/statm') as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+q = torch.zeros(1, 1, 4, 6, 6)
+try:
+    torch.ops.acmix_mm.neighborhood_attention_forward(q, q, q, 7, 1, 2000, 1.0)
+except RuntimeError as error:
+    print(error)
+"""
+    assert 'not enough memory for the scratch space' in run_python(code).stdout
 
 
 def layouts(*shape: int) -> Iterator[Tensor]:

@@ -51,9 +51,11 @@ NEWER = {
 }
 # Where they may be used all the same, and why.
 ALLOWED = {
-    'checkpoints/unpickler.py': {'serialization.safe_globals'},  # asks whether torch has it
+    'checkpoints/unpickler.py': {  # asks whether torch has them
+        'serialization.add_safe_globals',
+        'serialization.get_safe_globals',
+    },
     'ops/backends/triton_kernels.py': {'library.custom_op'},  # Triton 3.5 comes with torch 2.9
-    'runtime/mmengine_patches.py': {'serialization.safe_globals'},  # for torch 2.6 or newer alone
 }
 
 

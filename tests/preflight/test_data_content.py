@@ -104,16 +104,24 @@ NARROW = dict(size=[256, 100], counts='PPT:0')
         (IMAGE, replace, [IMAGE, 'decoded']),
         (IMAGE, crop, [IMAGE, '256x100', '256x256']),
         (ANN, truncate, [ANN, 'is not valid JSON', 'again']),
-        (ANN, rename_images, ['cannot be read', "KeyError: 'images'"]),
+        (ANN, rename_images, [ANN, 'no list of images']),
         (ANN, change('categories', 2, name='tri'), ['no category triangle', 'square, tri, star']),
-        (ANN, change('annotations', 0, category_id=9), ['category_id of 1 ann', 'annotation 1']),
-        (ANN, change('annotations', 1, image_id=99), ['image_id of 1 ann', 'annotation 2']),
+        (
+            ANN,
+            change('annotations', 0, category_id=9),
+            ['annotation 1', 'category_id 9 is not defined'],
+        ),
+        (
+            ANN,
+            change('annotations', 1, image_id=99),
+            ['annotation 2', 'image_id 99 is not defined'],
+        ),
         (ANN, change('annotations', 0, bbox=[300, 0, 9, 9]), ['annotation 1', 'outside']),
         (ANN, change('annotations', 0, segmentation=NARROW), ['annotation 1', '100x256']),
         (ANN, change('annotations', 0, segmentation=[['a', 'b']]), ['annotation 1', 'decoded']),
     ],
 )
-def test_broken_detection_data(root, file, damage, parts):
+def test_planted_in_detection_data(root, file, damage, parts):
     damage(root / file)
     (error,) = inspect(DETECTOR, root).errors
     assert all(part in error for part in parts), error
@@ -130,7 +138,7 @@ def test_broken_detection_data(root, file, damage, parts):
         (MAP, paint, [MAP, 'labels 5', '5 classes are 0 to 4', '255 is ignored']),
     ],
 )
-def test_broken_segmentation_data(root, file, damage, parts):
+def test_planted_in_segmentation_data(root, file, damage, parts):
     damage(root / file)
     (error,) = inspect(SEGMENTOR, root).errors
     assert all(part in error for part in parts), error
@@ -250,6 +258,16 @@ def test_command(check, root, capsys, monkeypatch):
     assert capsys.readouterr().out.count('error: ') == 2
     with pytest.raises(SystemExit, match='nowhere/annotations/instances_train'):
         check([str(ROOT / DETECTOR), '--cfg-options', 'data_root=nowhere'])
+
+
+def test_planted_options(check, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        check([str(ROOT / DETECTOR), '--samples', '-3'])
+    assert 'argument --samples: must be a whole number of at least 0' in capsys.readouterr().err
+    config = tmp_path / 'model_only.py'
+    config.write_text("model = dict(type='RetinaNet')\n")
+    with pytest.raises(SystemExit, match=r'model_only\.py has no data sets'):
+        check([str(config)])
 
 
 @needs_coco

@@ -4,7 +4,14 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from acmix_mm.runtime import argument_parser, load_config, require_inputs
+from acmix_mm.registry import MODELS
+from acmix_mm.runtime import (
+    argument_parser,
+    load_config,
+    mistakes_are_one_message,
+    require_inputs,
+    require_outputs,
+)
 from acmix_mm.runtime.config import move_data_root
 
 TEXT = """
@@ -80,3 +87,58 @@ def test_one_process_of_a_machine_reports_what_is_missing(monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
     with pytest.raises(SystemExit, match=r'missing\.pth'):
         require_inputs(cfg, [], ['missing.pth'])
+
+
+@pytest.mark.parametrize(
+    ('options', 'says'),
+    [
+        (['modle.x=1'], 'modle.x=1: the config has no modle'),
+        (['load_from=5'], 'load_from must be a str or None, got 5'),
+        (['data_root=5'], 'data_root must be a str, got 5'),
+        (
+            ['train_dataloader.dataset.ann_flie=x'],
+            'Did you mean train_dataloader.dataset.ann_file?',
+        ),
+    ],
+)
+def test_planted_options(config, options, says):
+    with pytest.raises(SystemExit) as end:
+        load(config, '--cfg-options', *options)
+    assert says in str(end.value)
+    assert '\n' not in str(end.value)
+
+
+def test_planted_key_that_is_needed(config):
+    args = argument_parser('').parse_args([config])
+    with pytest.raises(SystemExit, match=r'mask-rcnn\.py has no model, which this tool needs'):
+        load_config(args, ['model'])
+
+
+def test_planted_syntax_error(tmp_path):
+    (tmp_path / 'bad.py').write_text('a = 1\nb = = 2\n')
+    with pytest.raises(SystemExit, match=r'bad\.py, line 2 cannot be read: SyntaxError'):
+        load(str(tmp_path / 'bad.py'))
+
+
+def test_planted_launcher(monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(SystemExit, match='--launcher pytorch: RANK, '):
+        require_inputs(Config(dict(launcher='pytorch')), [], [])
+
+
+def test_planted_outputs(tmp_path):
+    with pytest.raises(SystemExit, match='--show-dir /dev/null/a: nothing can be written there'):
+        require_outputs({'--work-dir': str(tmp_path), '--show-dir': '/dev/null/a', '--out': None})
+    with pytest.raises(SystemExit, match='--out needs the path of a file'):
+        require_outputs({}, {'--out': str(tmp_path)})
+
+
+def test_planted_part_that_cannot_be_built():
+    cfg = Config(dict(model=dict(type='ACmixSAN', depth=9)))
+    with (
+        pytest.raises(
+            SystemExit, match=r'^this config, model \(ACmixSAN\): ACmixSAN: depth must be in'
+        ),
+        mistakes_are_one_message(cfg),
+    ):
+        MODELS.build(cfg.model)

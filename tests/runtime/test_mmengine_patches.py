@@ -1,82 +1,19 @@
 """The workarounds for mmengine that our tools apply."""
 
-import pickle
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
-import numpy as np
 import pytest
 import torch
+from fresh_process import run_python
 from mmengine import _strategy
 from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
-from versions import needs_safe_torch_load
 
 from acmix_mm.runtime import mmengine_patches as patches
 from acmix_mm.runtime import patch_mmengine, require_inputs
-
-
-@pytest.fixture
-def upstream_mmengine(monkeypatch):
-    """Let mmengine load checkpoints as upstream's release does, with a plain ``torch.load``."""
-
-    def load_from_local(filename, map_location=None):
-        return torch.load(filename, map_location=map_location)
-
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    monkeypatch.delattr(patches.checkpoint, 'get_torch_safe_globals', raising=False)
-    monkeypatch.setattr(patches.checkpoint, 'load_from_local', load_from_local)
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
-
-
-@pytest.fixture
-def logs():
-    buffer = HistoryBuffer()
-    buffer.update(0.5)
-    return {'loss': buffer, 'metric': np.float64(0.25), 'count': np.int64(3)}
-
-
-def check_loaded(logs):
-    assert logs['loss'].current() == 0.5
-    assert logs['loss'].statistics('mean') == 0.5
-    assert logs['metric'] == 0.25
-    assert logs['count'] == 3
-
-
-@needs_safe_torch_load
-def test_checkpoint_with_logs_loads(tmp_path, upstream_mmengine, logs):
-    path = str(tmp_path / 'checkpoint.pth')
-    torch.save(logs, path)
-    with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
-        CheckpointLoader.load_checkpoint(path)
-
-    patches.allow_checkpoint_contents()
-    check_loaded(CheckpointLoader.load_checkpoint(path))
-    with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
-        torch.load(path)  # other callers of torch.load see no change
-
-
-@pytest.mark.parametrize('core', [b'core', b'_core'])
-def test_checkpoint_written_with_another_numpy_loads(tmp_path, upstream_mmengine, logs, core):
-    path = tmp_path / 'checkpoint.pth'
-    torch.save(logs, path, _use_new_zipfile_serialization=False)
-    content = path.read_bytes()
-    assert content.count(b'core.multiarray\n') >= 2
-    content = content.replace(b'numpy._core.', b'numpy.core.')  # the name in numpy 1
-    path.write_bytes(content.replace(b'numpy.core.', b'numpy.' + core + b'.'))
-
-    patches.allow_checkpoint_contents()
-    check_loaded(CheckpointLoader.load_checkpoint(str(path)))
-
-
-def test_loader_that_is_safe_already_is_left_alone(monkeypatch):
-    monkeypatch.setattr(patches.checkpoint, 'get_torch_safe_globals', lambda: [], raising=False)
-    before = dict(CheckpointLoader._schemes)
-    patches.allow_checkpoint_contents()
-    assert CheckpointLoader._schemes == before
 
 
 def passes_by_position(strategy, state_dict):
@@ -101,6 +38,7 @@ def patched(monkeypatch):
     """Apply all workarounds to mmengine for one test."""
     strategy = _strategy.FSDPStrategy
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setattr(CheckpointLoader, 'load_checkpoint', CheckpointLoader.load_checkpoint)
     monkeypatch.setattr(strategy, 'load_optim_state_dict', strategy.load_optim_state_dict)
     patch_mmengine()
 
@@ -177,8 +115,34 @@ def test_other_addresses_keep_their_loaders(address, loader):
 @pytest.mark.usefixtures('patched')
 def test_patching_twice_is_patching_once():
     schemes = dict(CheckpointLoader._schemes)
+    load = CheckpointLoader.load_checkpoint
     resume = _strategy.FSDPStrategy.load_optim_state_dict
     assert list(schemes).count(patches._LOCAL_SAFETENSORS) == 1
     patch_mmengine()
     assert list(CheckpointLoader._schemes) == list(schemes)
     assert _strategy.FSDPStrategy.load_optim_state_dict is resume
+    assert CheckpointLoader.load_checkpoint == load
+
+
+def test_importing_the_package_changes_nothing():
+    """Projects that only import it keep mmengine's loader, hook and file backend."""
+    run_python(
+        """
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from mmengine.runner import CheckpointLoader
+
+load = CheckpointLoader.load_checkpoint
+schemes = dict(CheckpointLoader._schemes)
+import acmix_mm
+assert CheckpointLoader.load_checkpoint == load
+assert CheckpointLoader._schemes == schemes
+assert HOOKS.get('CheckpointHook') is CheckpointHook
+assert type(get_file_backend('file')) is LocalBackend
+import acmix_mm.hooks, acmix_mm.runtime
+assert CheckpointLoader.load_checkpoint == load
+assert HOOKS.get('CheckpointHook') is CheckpointHook
+assert type(get_file_backend('file')) is LocalBackend
+"""
+    )

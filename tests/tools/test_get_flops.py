@@ -149,3 +149,18 @@ def test_shape(get_flops):
     assert get_flops.parse_args(['c.py', '--shape', '224']).shape == [224]
     with pytest.raises(SystemExit):
         get_flops.parse_args(['c.py', '--shape', '1', '2', '3'])
+
+
+@pytest.mark.parametrize('size', ['0', '-64', '1.5', 'large'])
+def test_planted_shape(get_flops, size, capsys):
+    with pytest.raises(SystemExit):
+        get_flops.parse_args(['c.py', '--shape', size])
+    assert 'argument --shape: must be a whole number of at least 1' in capsys.readouterr().err
+
+
+def test_planted_depth(get_flops):
+    config = str(ROOT / 'configs/demo/sem-fpn_resnet26-acmix_shapes.py')
+    with pytest.raises(
+        SystemExit, match=r'model\.backbone \(ACmixResNet\): ACmixResNet: depth must'
+    ):
+        get_flops.main([config, '--cfg-options', 'model.backbone.depth=27'])

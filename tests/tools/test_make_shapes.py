@@ -65,3 +65,36 @@ def test_most_of_every_shape_can_be_seen(make_shapes):
         in_front = cv2.dilate(owner, np.ones((3, 3), np.uint8))
         overlaps += (in_front != owner)[owner > 0].any()
     assert overlaps > 10
+
+
+@pytest.mark.parametrize(
+    ('options', 'reason'),
+    [
+        (['--train', '-1'], 'argument --train: must be a whole number of at least 1'),
+        (['--val', '0'], 'argument --val: must be a whole number of at least 1'),
+        (['--size', '0'], 'argument --size: must be a whole number from 16 to 8192'),
+        (['--size', '-5'], 'argument --size'),
+        (['--size', '1'], 'argument --size'),
+        (['--size', '1000000'], 'argument --size'),
+        (['--seed', '-1'], 'argument --seed: must be a whole number of at least 0'),
+        (['--out', ''], '--out needs the path of a folder'),
+        (['--out', '/dev/null'], '--out /dev/null: nothing can be written there'),
+    ],
+)
+def test_planted_options_leave_the_set_that_is_there(
+    shapes, make_shapes, options, reason, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in shapes.rglob('*')}
+    with pytest.raises(SystemExit) as end:
+        make_shapes.main(['--out', str(shapes), *options])
+    assert end.value.code not in (0, None)
+    assert reason in (str(end.value) + capsys.readouterr().err)
+    assert {path: path.stat().st_mtime_ns for path in shapes.rglob('*')} == files
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_planted_full_disk(make_shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, 'imwrite', lambda path, image: False)
+    with pytest.raises(SystemExit, match=r'000001\.jpg cannot be written'):
+        make_shapes.main(['--out', str(tmp_path), '--train', '1', '--val', '1'])

@@ -3,6 +3,10 @@
 import csv
 import json
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,7 +87,8 @@ def test_killed_and_taken_up_again(reproduce, shapes, tmp_path, monkeypatch, cap
     capsys.readouterr()
     reproduce.main([*argv, 'tiny', '--dry-run'])
     train, test = capsys.readouterr().out.splitlines()
-    assert '--resume --cfg-options train_dataloader.batch_size=4' in train
+    assert '--resume' in train
+    assert '--cfg-options train_dataloader.batch_size=4' in train
     assert 'runs/tiny/iter_2.pth' in test
 
     reproduce.main([*argv, 'tiny'])
@@ -147,12 +152,104 @@ def test_commands_parse(reproduce, tool, capsys, monkeypatch, gpus, name, option
     assert args.work_dir == f'a b/{name}/test'
 
 
+# Runs a command that starts another one, as dist_train.sh does, and neither of them ends.
+STARTS_A_TRAINING = """
+import runpy, sys
+from pathlib import Path
+reproduce = runpy.run_path(sys.argv[1])
+model = reproduce['Model']('tiny', 'tiny.py', 'segmentation', {}, '')
+run = reproduce['Run'](model, Path('tiny'), 1)
+run.state = lambda: 'epoch_1'
+command = ['bash', '-c', 'sleep 600 & echo $! > inner; echo $$ > outer; wait']
+reproduce['run_all']([(run, [command])], [run], Path('.'))
+"""
+
+
+def wait_for(happens, seconds=60):
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end, 'waited too long'
+        time.sleep(0.05)
+
+
+def runs(process: int) -> bool:
+    try:
+        state = Path(f'/proc/{process}/stat').read_text().rsplit(')', 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != 'Z'  # ended, and nobody has asked how
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_what_ends_it_ends_the_training(tmp_path, number):
+    command = [sys.executable, '-c', STARTS_A_TRAINING, str(ROOT / 'tools/reproduce.py')]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        files = [tmp_path / 'inner', tmp_path / 'outer']
+        wait_for(lambda: all(file.exists() and file.read_text().strip() for file in files))
+        started = [int(file.read_text()) for file in files]
+        assert all(map(runs, started))
+        process.send_signal(number)
+        assert process.wait(60) == 1
+        message = process.stderr.read().splitlines()[-1]
+    assert message == f'Ended by {number.name}. Run the same command again to continue.'
+    wait_for(lambda: not any(map(runs, started)))
+    assert '| tiny | epoch_1 |' in (tmp_path / 'results.md').read_text()
+
+
+def test_a_config_that_cannot_be_read_is_a_failed_row(reproduce, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('syntax.py').write_text('train_cfg = dict(')
+    Path('library.py').write_text("_base_ = 'no_such_library::configs/a.py'")
+    Path('empty.py').write_text('')
+    broken = {name: (f'{name}.py', {}) for name in ('syntax', 'library', 'missing', 'empty')}
+    done = {'done': (str(ROOT / 'configs/demo/sem-fpn_resnet26-acmix_shapes.py'), {})}
+    index = write_index(tmp_path, **broken, **done)
+    argv = ['--index', index, '--work-dir', 'runs']
+    with pytest.raises(SystemExit, match='4 of 5 models failed') as error:
+        reproduce.main([*argv, '--dry-run'])
+    for name in broken:
+        assert f'  {name}: {name}.py ' in str(error.value)
+    assert 'train.py' in capsys.readouterr().out, 'the commands of the good one'
+
+    test = Path('runs/done/test/a')
+    test.mkdir(parents=True)
+    (test / '0.json').write_text(json.dumps(dict(mIoU=40)))
+    (test / '1.json').write_text('{"mIoU": 4')  # cut off while it was written
+    with pytest.raises(SystemExit, match='4 of 5 models failed'):
+        reproduce.main(argv)
+    assert '| done | done | mIoU | 40 |' in Path('runs/results.md').read_text()
+    assert 'runs/done/test/a/1.json is not a file of metrics' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('content', ['', '{"mIoU": 4', '[]', '{"mIoU": "x"}', '{"mIoU": null}'])
+def test_damaged_metrics_are_no_test(reproduce, tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    model = reproduce.Model('a', 'a.py', 'segmentation', {}, '')
+    run = reproduce.Run(model, Path('a'), 1)
+    Path('a/test/b').mkdir(parents=True)
+    Path('a/test/b/1.json').write_text(content)
+    assert run.metrics() == {}
+
+
+def test_results_that_cannot_be_written_are_one_message(reproduce, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('file').touch()
+    index = write_index(tmp_path, syntax=('syntax.py', {}))
+    with pytest.raises(SystemExit, match=r"'file/results.csv' cannot be written"):
+        reproduce.main(['--index', index, '--work-dir', 'file'])
+
+
 def test_mistakes(reproduce, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit, match=r'No model of .* matches --only imagenet nothing'):
         reproduce.main(['nothing', '--only', 'imagenet', '--dry-run'])
     with pytest.raises(SystemExit, match='steps of 16 images'):
         reproduce.main(['retinanet_swin-t*', '--dry-run', '--gpus', '3'])
+    for gpus in ('0', '-2', 'x'):
+        with pytest.raises(SystemExit, match='2'):
+            reproduce.main(['--dry-run', '--gpus', gpus])
+    with pytest.raises(SystemExit, match='2'):
+        reproduce.main(['--dry-run', '--index', 'nowhere.yml'])
     index = write_index(tmp_path, unknown=('c.py', {}))
     text = (tmp_path / 'metafile.yml').read_text()
     (tmp_path / 'metafile.yml').write_text(text.replace('ADE20K', 'Cats'))

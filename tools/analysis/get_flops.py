@@ -22,7 +22,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 
 from acmix_mm.complexity import Complexity, measure_parts
-from acmix_mm.runtime import config_parser, read_config
+from acmix_mm.preflight.arguments import whole_number
+from acmix_mm.runtime import config_parser, mistakes_are_one_message, read_config
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -31,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.add_argument(
         '--shape',
-        type=int,
+        type=whole_number(1),
         nargs='+',
         metavar=('H', 'W'),
         help='height and width of the image, or one number for both (default: 800 1280 for '
@@ -113,7 +114,8 @@ def main(argv: list[str] | None = None) -> dict[str, Complexity]:
     cfg = read_config(args)
     height, *rest = args.shape or default_shape(cfg)
     width = rest[0] if rest else height
-    parts = count(cfg, (height, width))
+    with mistakes_are_one_message(cfg):
+        parts = count(cfg, (height, width))
     print(f'{args.config}, one image of {height}x{width} (height x width)\n')
     print(table(parts))
     return parts

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from acmix_mm.complexity import measure_complexity
 from acmix_mm.registry import MODELS
 from acmix_mm.runtime.markdown import replace_between_marks, table
+from acmix_mm.runtime.output import write_output
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs' / 'model_zoo.md'
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, text in (('sizes', sizes_table()), ('models', models_tables())):
         new = replace_between_marks(new, name, 'tools/analysis/model_zoo.py', text)
     if not args.check:
-        PAGE.write_text(new)
+        write_output(PAGE, new)
     elif new != old:
         sys.exit(f'{PAGE} is out of date: run python tools/analysis/model_zoo.py')
 

@@ -23,6 +23,7 @@ from mmengine.config import Config
 from acmix_mm.preflight.type_name import type_name
 from acmix_mm.registry import MODELS
 from acmix_mm.runtime.markdown import replace_between_marks, table
+from acmix_mm.runtime.output import write_output
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'compatibility.md'
@@ -165,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     text = report({library: examine_library(library) for library in args.libraries})
     if args.page:
         writer = 'tools/analysis/upstream_configs.py'
-        PAGE.write_text(replace_between_marks(PAGE.read_text(), 'configs', writer, text))
+        write_output(PAGE, replace_between_marks(PAGE.read_text(), 'configs', writer, text))
     else:
         print(text, end='')
 

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('target', metavar='OUT')
     args = parser.parse_args(argv)
     try:
-        state_dict, outside = backbone_part(unwrap(read_checkpoint(args.source)))
+        state_dict, outside = backbone_part(unwrap(read_checkpoint(args.source), args.source))
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     found = identify(state_dict)
@@ -34,7 +34,10 @@ def main(argv: list[str] | None = None) -> None:
             f'{next(iter(state_dict))!r}). Nothing was written. Known formats:\n{known}'
         )
     family, fmt = found
-    conversion = fmt.convert(state_dict)
+    try:
+        conversion = fmt.convert(state_dict)
+    except ValueError as error:
+        sys.exit(f'{args.source} cannot be converted: {error}')
     print(f'{args.source}: {fmt.name}, for {family.name}')
     for theirs, ours in conversion.renamed.items():
         print(f'  {theirs} -> {ours}')
@@ -45,7 +48,10 @@ def main(argv: list[str] | None = None) -> None:
     for theirs in conversion.unknown:
         print(f'  {theirs} not converted: unknown name')
     meta = dict(acmix_mm_version=__version__, backbone=family.name, converted_from=fmt.name)
-    target = write_checkpoint(args.target, conversion.state_dict, meta)
+    try:
+        target = write_checkpoint(args.target, conversion.state_dict, meta)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
     print(
         f'{target}: {len(conversion.state_dict)} entries from {len(conversion.renamed)}; '
         f'{len(conversion.dropped) + len(outside)} dropped, {len(conversion.unknown)} unknown'

@@ -12,8 +12,15 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
+from torch import Tensor
+
 from acmix_mm.checkpoints import unwrap
 from acmix_mm.checkpoints.files import published_meta, read_checkpoint, write_checkpoint
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all values of a tensor are finite numbers."""
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -24,10 +31,13 @@ def main(argv: list[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     try:
         checkpoint = read_checkpoint(args.source)
-        state_dict = unwrap(checkpoint)
+        state_dict = unwrap(checkpoint, args.source)
+        target = write_checkpoint(args.target, state_dict, published_meta(checkpoint), hashed=True)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    target = write_checkpoint(args.target, state_dict, published_meta(checkpoint), hashed=True)
+    strange = [name for name, tensor in state_dict.items() if not is_finite(tensor)]
+    if strange:
+        print(f'Warning: {len(strange)} entries have NaN or infinite values, such as {strange[0]}.')
     before, after = (Path(file).stat().st_size / 2**20 for file in (args.source, target))
     print(f'{target}: {len(state_dict)} entries, {after:.1f} MiB ({args.source}: {before:.1f} MiB)')
     return target

@@ -16,14 +16,19 @@ same files, and a larger data set begins with the images of a smaller one.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from acmix_mm.atomic_write import write_atomically
+from acmix_mm.preflight.arguments import check_output_folder, whole_number
+
 CLASSES = ('disc', 'square', 'triangle', 'star')
 SPLITS = ('train', 'val')
+SIZES = (16, 8192)  # smallest and largest image
 MIN_VISIBLE = 0.5  # visible fraction of a shape, after the shapes in front of it are drawn
 
 
@@ -147,6 +152,12 @@ def annotate(owner: np.ndarray, labels: list[int], image_id: int, first_id: int)
     return annotations
 
 
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image, and raise an OSError where OpenCV only returns false."""
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f'{path} cannot be written: the disk may be full')
+
+
 def make_split(out: Path, split: str, count: int, size: int, seed: int) -> None:
     """Write the images, the semantic maps and, at the end, the annotation file of one split."""
     for folder in (out / split, out / 'semantic' / split, out / 'annotations'):
@@ -158,28 +169,45 @@ def make_split(out: Path, split: str, count: int, size: int, seed: int) -> None:
         image, owner, labels = draw(rng, size)
         name = f'{image_id:06d}'
         semantic = np.array([0] + [label + 1 for label in labels], np.uint8)[owner]
-        cv2.imwrite(str(out / split / f'{name}.jpg'), image)
-        cv2.imwrite(str(out / 'semantic' / split / f'{name}.png'), semantic)
+        write_image(out / split / f'{name}.jpg', image)
+        write_image(out / 'semantic' / split / f'{name}.png', semantic)
         images.append(dict(id=image_id, file_name=f'{name}.jpg', height=size, width=size))
         annotations += annotate(owner, labels, image_id, first_id=len(annotations) + 1)
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
-    (out / 'annotations' / f'instances_{split}.json').write_text(
-        json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    write_atomically(
+        out / 'annotations' / f'instances_{split}.json',
+        json.dumps(dict(images=images, annotations=annotations, categories=categories)),
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Generate both splits."""
     parser = argparse.ArgumentParser(description='Generate the shapes data set.')
-    parser.add_argument('--out', type=Path, default=Path('data/shapes'), help='output folder')
-    parser.add_argument('--train', type=int, default=400, help='number of training images')
-    parser.add_argument('--val', type=int, default=100, help='number of validation images')
-    parser.add_argument('--size', type=int, default=256, help='height and width of the images')
-    parser.add_argument('--seed', type=int, default=0, help='seed of the random generator')
+    parser.add_argument('--out', default='data/shapes', help='output folder (default: data/shapes)')
+    for split, number in zip(SPLITS, (400, 100), strict=True):
+        parser.add_argument(
+            f'--{split}',
+            type=whole_number(1),
+            default=number,
+            help=f'number of images of {split} (default: {number})',
+        )
+    parser.add_argument(
+        '--size',
+        type=whole_number(*SIZES),
+        default=256,
+        help='height and width of the images (default: 256)',
+    )
+    parser.add_argument(
+        '--seed', type=whole_number(0), default=0, help='seed of the random generator (default: 0)'
+    )
     args = parser.parse_args(argv)
-    for split in SPLITS:
-        make_split(args.out, split, getattr(args, split), args.size, args.seed)
-        print(f'{args.out / split}: {getattr(args, split)} images')
+    try:
+        check_output_folder(args.out, '--out')
+        for split in SPLITS:
+            make_split(Path(args.out), split, getattr(args, split), args.size, args.seed)
+            print(f'{args.out}/{split}: {getattr(args, split)} images')
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == '__main__':

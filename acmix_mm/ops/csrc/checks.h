@@ -62,10 +62,11 @@ inline void check_window(const char* op, const Window& window) {
               kernel_size, ", got ", dilation);
 }
 
-// Refuses geometry whose scratch memory no machine has, because the kernels' index arithmetic would
-// overflow. This estimate is a floating-point number, which does not.
+// Refuses geometry that needs over 4 GiB of scratch memory in each thread, hundreds of times that
+// of any network: memory would run out, or the index arithmetic of the kernels overflow. The
+// estimate is a floating-point number, which does not overflow.
 inline void check_scratch(const char* op, const BandedShape& shape) {
-  constexpr double most = 0x1p50, widest_vector = 64;
+  constexpr double most = 0x1p30, widest_vector = 64;
   const double stride = shape.stride, reach = 2.0 * shape.padding();
   const double rows = stride * BandedShape::MOST_ROWS + reach;
   const double columns = stride * (shape.out_width + widest_vector) + reach;

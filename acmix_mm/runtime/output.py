@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write what a tool produces."""
+
+import sys
+from pathlib import Path
+
+from ..atomic_write import WriteError, write_atomically
+
+
+def write_output(path: str | Path, content: str | bytes) -> None:
+    """Write a file with :func:`write_atomically`, or end the process with one message.
+
+    Args:
+        path: Path of the file. Its folder is created if needed.
+        content: Text or bytes.
+    """
+    try:
+        write_atomically(path, content)
+    except WriteError as error:
+        sys.exit(str(error))
