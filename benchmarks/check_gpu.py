@@ -5,12 +5,14 @@
 
 It needs torch 2.9 or newer with its Triton, and torchvision, and takes less than nine minutes. Each
 part is a process of its own with a time limit. ``gpu.json`` in the output folder is written after
-each part, and ``gpu.md`` at the end. Parts that ended well in there are not run again.
+each part, and ``gpu.md`` at the end. Parts that ended well in there, with the same commit on the
+same GPU, are not run again.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,8 +21,9 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +120,16 @@ class Check:
         self._deadline = time.monotonic() + budget
         self._lock = threading.Lock()
         out.mkdir(parents=True, exist_ok=True)
-        file = out / 'gpu.json'
-        self.results = json.loads(file.read_text()) if file.exists() else dict(parts={})
-        self.results['about'] = _about(dry)
+        file, about = out / 'gpu.json', _about(dry)
+        self.results = json.loads(file.read_text()) if file.exists() else {}
+        # Only what the same code measured on the same card is of the same run.
+        if about['commit'].endswith('dirty') or not _same(self.results.get('about', {}), about):
+            self.results = dict(about=about, parts={})
 
     def run(self, groups: Sequence[dict[str, int]], jobs: int) -> None:
         """Run groups of parts, ``jobs`` at a time, and write the tables."""
         for group in groups:
-            todo = [name for name in group if self._status(name) != 'ok']
+            todo = [name for name in group if not self._ended_well(name)]
             with ThreadPoolExecutor(jobs) as pool:
                 list(pool.map(lambda name, group=group: self._start([name], group[name]), todo))
         self._write_tables()
@@ -137,12 +142,13 @@ class Check:
     @property
     def failed(self) -> list[str]:
         """What did not end well: parts, and measurements that found an error."""
-        return [name for name in self.results['parts'] if self._status(name) != 'ok'] + [
-            f'{name}: {record}'
-            for name, part in self.results['parts'].items()
-            for record in part['records']
-            if 'error' in record or record.get('ok') is False
+        parts = self.results['parts']
+        return [name for name in parts if self._status(name) != 'ok'] + [
+            f'{name}: {record}' for name, part in parts.items() for record in _bad(part)
         ]
+
+    def _ended_well(self, name: str) -> bool:
+        return self._status(name) == 'ok' and not _bad(self.results['parts'][name])
 
     def _status(self, name: str) -> str | None:
         return self.results['parts'].get(name, {}).get('status')
@@ -176,19 +182,27 @@ class Check:
         if limit < 8:
             return 'no time left'
         with log.open('w') as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=env, cwd=ROOT,
+                start_new_session=True,
+            )  # fmt: skip
             try:
-                code = subprocess.run(
-                    command, stdout=file, stderr=subprocess.STDOUT, env=env, timeout=limit,
-                    cwd=ROOT, check=False,
-                ).returncode  # fmt: skip
+                code = process.wait(limit)
             except subprocess.TimeoutExpired:
                 return 'time out'
+            finally:
+                with suppress(ProcessLookupError):  # what it has started may still run
+                    os.killpg(process.pid, signal.SIGKILL)
         return f'exit {code}' if code else 'ok'
 
     def _write_tables(self) -> None:
         from .gpu.report import markdown
 
         write_atomically(self.out / 'gpu.md', markdown(self.results).encode())
+
+
+def _bad(part: dict[str, Any]) -> list[dict[str, Any]]:
+    return [r for r in part['records'] if 'error' in r or r.get('ok') is False]
 
 
 def _about(dry: bool) -> dict[str, str]:
@@ -198,7 +212,18 @@ def _about(dry: bool) -> dict[str, str]:
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     card = 'none, a dry run' if dry else torch.cuda.get_device_name()
     about = dict(GPU=card, commit=commit, date=time.strftime('%Y-%m-%d'))
-    return about | {name: version(name) for name in ('torch', 'triton')}
+    return about | {name: _version(name) for name in ('torch', 'triton')}
+
+
+def _same(about: dict[str, str], other: dict[str, str]) -> bool:
+    return {**about, 'date': ''} == {**other, 'date': ''}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return 'none'
 
 
 def main(argv: Sequence[str] | None = None) -> None:

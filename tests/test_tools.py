@@ -210,7 +210,7 @@ def test_options_that_a_run_cannot_have(tool, train, test, small, monkeypatch):
     with pytest.raises(SystemExit, match=r'\.pkl'):
         test([DETECTOR, 'x.pth', '--out', 'out.json', *small])
     with pytest.raises(SystemExit, match='visualization hook'):
-        test([DETECTOR, 'x.pth', '--show', *small, 'default_hooks={}'])
+        test([DETECTOR, 'x.pth', '--show', *small, 'default_hooks=[]'])
     with pytest.raises(SystemExit, match='base_batch_size'):
         train([SEGMENTOR, '--auto-scale-lr', *small])
     if not torch.cuda.is_available():

@@ -47,6 +47,19 @@ def ap_table(metrics: dict[str, float]) -> str:
     return '\n'.join(lines)
 
 
+def newest_metrics(work_dir: Path) -> dict[str, float]:
+    """Read the metrics of the newest test, which mmengine writes to ``<time>/<time>.json``."""
+    file = max(work_dir.glob('*/[0-9]*.json'), default=None)
+    if file is None:
+        sys.exit(f'tools/test.py wrote no metrics to {work_dir}/<time>/<time>.json.')
+    try:
+        metrics: dict[str, float] = json.loads(file.read_text())
+        ap_table(metrics)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f'{file} does not contain the metrics of a test: {type(error).__name__}: {error}.')
+    return metrics
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the demo."""
     ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args(
@@ -72,8 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         str(pictures),
     )
 
-    # mmengine writes the metrics of a test to <time>/<time>.json in the work dir.
-    metrics = json.loads(max(Path(WORK_DIR).glob('*/[0-9]*.json')).read_text())
+    metrics = newest_metrics(Path(WORK_DIR))
     print(f'\nHeld-out shapes, after {minutes:.1f} minutes of training in this run:\n')
     print(ap_table(metrics))
     print(f'\npictures (truth | prediction): {pictures}')

@@ -138,8 +138,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
             'argument --dynamic: a trace is right for images of one size only; use --format '
             'exported_program or onnx'
         )
-    if args.dynamic and args.size and any(side % DIVISOR for side in args.size):
-        parser.error(f'argument --size: with --dynamic, multiples of {DIVISOR}, got {args.size}')
     return args
 
 
@@ -297,6 +295,8 @@ def compare(
         outputs, expected = run(given), model(images)
         difference = relative = 0.0
         for ours, theirs in zip(outputs, expected, strict=True):
+            if not theirs.isfinite().all():
+                raise ValueError('the model itself gives NaN or infinite values')
             if ours.shape != theirs.shape:
                 raise ValueError(f'an output has shape {[*ours.shape]}, not {[*theirs.shape]}')
             off = (ours.float() - theirs).abs().max().nan_to_num(float('inf'))
@@ -369,10 +369,13 @@ def main(argv: list[str] | None = None) -> Report:
         require_onnx()
     require_outputs({}, {'--out': str(args.out)})
     cfg = read_config(args)
+    size = args.size or default_size(cfg)
+    if args.dynamic and any(side % DIVISOR for side in size):
+        sys.exit(f'--dynamic needs a --size of multiples of {DIVISOR}, got {size[0]} {size[1]}.')
     with mistakes_are_one_message(cfg):
         model = network(cfg, args.checkpoint, args.part)
     try:
-        return export(cfg, model, args.size or default_size(cfg), args)
+        return export(cfg, model, size, args)
     except Exception as error:  # those of exporters and of runtimes may be of any type
         cause: BaseException = error
         while cause.__cause__ is not None:

@@ -13,7 +13,9 @@ on, and the exit code is 1.
 import argparse
 import glob
 import json
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,9 +73,9 @@ def find_inputs(inputs: Sequence[str]) -> dict[Path, Path]:
             found |= {file: Path(file.name) for file in files}
         if not files:
             raise ValueError(f'{name}: no images or videos there')
-    places = list(found.values())
+    places = Counter(found.values())
     for file, place in found.items():
-        if places.count(place) > 1:
+        if places[place] > 1:
             raise ValueError(
                 f'several inputs are called {place}, such as {file}; name their folder'
             )
@@ -171,24 +173,35 @@ def infer_image(predict: Predict, image: Path, out: Path, place: Path) -> None:
 
 
 def infer_video(predict: Predict, video: Path, out: Path, place: Path) -> None:
-    """Save the predictions of all frames of a video, and a video of the pictures."""
+    """Save the predictions of all frames of a video, and a video of the pictures.
+
+    Raises:
+        ValueError: Frames are missing, or a video cannot be written.
+    """
     frames = mmcv.VideoReader(str(video))
     if not len(frames):
         raise ValueError('it cannot be read as a video')
-    file = out / 'pictures' / place.with_suffix('.mp4')
+    file = out / 'pictures' / f'{place}.mp4'
     file.parent.mkdir(parents=True, exist_ok=True)
-    codec = cv2.VideoWriter.fourcc(*'mp4v')
-    writer = cv2.VideoWriter(str(file), codec, frames.fps or 25, (frames.width, frames.height))
     content = []
     with TemporaryDirectory() as folder:
-        image = Path(folder, 'frame.png')
-        for frame in frames:
-            # The inferencers draw on files alone with the right order of colors.
-            mmcv.imwrite(frame, str(image))
-            found, _, picture = predict(image)
-            content.append(found)
-            writer.write(mmcv.rgb2bgr(picture))
-    writer.release()
+        image, unfinished = Path(folder, 'frame.png'), Path(folder, 'pictures.mp4')
+        codec, size = cv2.VideoWriter.fourcc(*'mp4v'), (frames.width, frames.height)
+        writer = cv2.VideoWriter(str(unfinished), codec, frames.fps or 25, size)
+        if not writer.isOpened():
+            raise ValueError('OpenCV cannot write videos here (codec mp4v)')
+        try:
+            for frame in frames:
+                # The inferencers draw on files alone with the right order of colors.
+                mmcv.imwrite(frame, str(image))
+                found, _, picture = predict(image)
+                content.append(found)
+                writer.write(mmcv.rgb2bgr(picture))
+        finally:
+            writer.release()
+        if len(content) < len(frames):
+            raise ValueError(f'only {len(content)} of its {len(frames)} frames can be read')
+        shutil.move(unfinished, file)
     write_atomically(out / 'predictions' / f'{place}.json', json.dumps(content, indent=1))
 
 

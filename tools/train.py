@@ -80,12 +80,14 @@ def main(argv: list[str] | None = None) -> Runner:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
-    if args.resume or cfg.get('resume'):
-        resume(cfg, args.resume or cfg.get('load_from') or 'auto')
-    checkpoints = [cfg.load_from] if cfg.get('load_from') else []
+    checkpoint = args.resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
+    newest = checkpoint == 'auto'
+    if checkpoint and not newest:
+        resume(cfg, checkpoint)
+    checkpoints = [cfg.load_from] if cfg.get('load_from') and not newest else []
     require_inputs(cfg, ('train', 'val'), checkpoints, pretrained=True)
     require_outputs({'--work-dir': cfg.work_dir})
-    return train(cfg)
+    return train(cfg, resume_newest=newest)
 
 
 if __name__ == '__main__':

@@ -98,12 +98,18 @@ def write_checkpoint(
         Path: Path of the written file.
 
     Raises:
-        ValueError: A tensor has no values: it is on the meta device.
+        ValueError: A tensor has no values, because it is on the meta device, or is not dense; or
+            ``meta`` cannot be written as JSON.
         WriteError: The file cannot be written. A former file is unchanged.
     """
     empty = next((name for name, tensor in state_dict.items() if tensor.is_meta), None)
     if empty is not None:
         raise ValueError(f'{empty} is a tensor without values (on the meta device)')
+    for name, tensor in state_dict.items():
+        if tensor.layout != torch.strided:
+            raise ValueError(
+                f'{name} is a tensor of layout {tensor.layout}; only dense ones are kept'
+            )
     if os.path.isdir(path) or not Path(path).name:
         raise WriteError(
             f'{str(path)!r} cannot be written: it is a folder, not the path of a file.'
@@ -128,6 +134,9 @@ def published_meta(checkpoint: Any) -> dict[str, Any]:
     Args:
         checkpoint: Content of a checkpoint file. If it has no ``meta``, the result is empty.
 
+    Raises:
+        ValueError: An entry contains itself.
+
     Examples:
         >>> published_meta({'state_dict': {}, 'meta': {'epoch': 12, 'seed': 3}})
         {'epoch': 12}
@@ -135,7 +144,10 @@ def published_meta(checkpoint: Any) -> dict[str, Any]:
     meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
     if not isinstance(meta, Mapping):
         return {}
-    return {key: _plain(meta[key]) for key in _PUBLISHED_META if key in meta}
+    try:
+        return {key: _plain(meta[key]) for key in _PUBLISHED_META if key in meta}
+    except RecursionError:
+        raise ValueError("the checkpoint's meta contains itself") from None
 
 
 def _plain(value: Any) -> Any:
@@ -156,11 +168,15 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework='pt') as file:
             meta = json.loads((file.metadata() or {}).get('meta', '{}'))
             return dict(state_dict={name: file.get_tensor(name) for name in file.keys()}, meta=meta)  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not a safetensors file: {error}') from None
 
 
 def _to_safetensors(tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> bytes:
     # A single key, because safetensors writes several keys in random order, which would change the
     # hash of the file.
-    return save(tensors, dict(meta=json.dumps(meta)))
+    try:
+        text = json.dumps(meta)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'meta cannot be written to a safetensors file: {error}') from None
+    return save(tensors, dict(meta=text))

@@ -53,7 +53,7 @@ def load_restricted(
     ]
     with _allowing_only(classes):
         return torch.serialization.load(
-            file, map_location=map_location, mmap=mmap, weights_only=True
+            _by_name(file), map_location=map_location, mmap=mmap, weights_only=True
         )
 
 
@@ -96,8 +96,17 @@ def _load_with_own_unpickler(
         load=lambda file, **options: Unpickler(file, **options).load(),
     )
     return torch.serialization.load(
-        file, map_location=map_location, pickle_module=module, mmap=mmap, weights_only=False
+        _by_name(file),
+        map_location=map_location,
+        pickle_module=module,
+        mmap=mmap,
+        weights_only=False,
     )
+
+
+def _by_name(file: Path | BinaryIO) -> str | BinaryIO:
+    # torch 2.1 maps only files whose name is a string.
+    return str(file) if isinstance(file, Path) else file
 
 
 class _Unpickler(pickle._Unpickler):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints from which a training goes on as if it had not been interrupted."""
 
+import os
 import random
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, barrier, get_rank, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -29,23 +30,30 @@ RANDOM_STATES = 'random_states'  # entry of a checkpoint: a state for each proce
 class ResumableCheckpointHook(CheckpointHook):
     """Save checkpoints as mmengine's hook does, and lose none of them.
 
-    It differs from ``CheckpointHook`` in four points:
+    It differs from ``CheckpointHook`` in five points:
 
     * A checkpoint is written beside its place, brought to the disk, and renamed. So a file with the
       name of a checkpoint is complete. (Checkpoints that are not saved to a local folder are
       written as by mmengine.)
     * A former checkpoint is removed only after the next one is complete, so that one is always
-      there, also with ``max_keep_ckpts=1``.
+      there, also with ``max_keep_ckpts=1``. If the training is killed in between, it is removed
+      when the training resumes.
     * ``last_checkpoint`` is written in the same way, and names a checkpoint that is complete.
     * A checkpoint contains the states of the random generators of all processes: those of Python,
       numpy and torch, on the CPU and on the accelerator. A training that resumes restores them.
       Validation leaves them as they are, so that it does not matter whether it is repeated.
+    * What a checkpoint to resume from says of others is checked: nothing outside the folder of the
+      checkpoints is removed.
 
     The states of the workers of a data loader are not among them: those start again from the seed.
 
     Args:
         *args: As for ``mmengine.hooks.CheckpointHook``.
-        **kwargs: As for ``mmengine.hooks.CheckpointHook``.
+        **kwargs: As for ``mmengine.hooks.CheckpointHook``. ``filename_tmpl`` is the name of a file,
+            without a folder.
+
+    Raises:
+        ValueError: ``filename_tmpl`` contains a folder.
 
     Examples:
         >>> hook = ResumableCheckpointHook(interval=1, max_keep_ckpts=1)
@@ -53,6 +61,11 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.filename_tmpl and os.path.basename(self.filename_tmpl) != self.filename_tmpl:
+            raise ValueError(
+                f'filename_tmpl={self.filename_tmpl!r} of the checkpoint hook contains a folder: '
+                'give the name of a file, and the folder as out_dir.'
+            )
         self._states: list[dict[str, Any]] | None = None  # to save, or to resume from
         self._before_validation: dict[str, Any] | None = None
 
@@ -62,11 +75,16 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Prepare to save, and to restore the random generators if the training resumes."""
+        outdated = self._check_resumed(runner)
         super().before_train(runner)
-        self.file_backend: Any = _RemovesLater(self.file_backend)
+        self.file_backend: Any = _RemovesLater(self.file_backend, self.out_dir)
         if is_main_process():
             for folder in {self.out_dir, runner.work_dir}:
                 remove_leftovers(folder)
+            self._remove_later(outdated)
+            resumed = runner.epoch if self.by_epoch else runner.iter
+            self.file_backend.keep(self.filename_tmpl.format(resumed))
+            self.file_backend.remove_now()
         loop = runner.train_loop
         if getattr(loop.dataloader, 'generator', None) is None:
             # Otherwise each iterator of the loader takes its seed from torch's own generator.
@@ -89,6 +107,33 @@ class ResumableCheckpointHook(CheckpointHook):
         else:
             restore()
 
+    def _check_resumed(self, runner: Runner) -> list[int]:
+        """Forget the checkpoints of the message hub that are not of this folder.
+
+        The message hub comes from the file that the training resumes from, and says which files
+        the hook removes.
+
+        Returns:
+            The steps of those beyond ``max_keep_ckpts``, which are to be removed now.
+        """
+        known = runner.message_hub.runtime_info
+        folder = checkpoint_folder(self.out_dir, runner.work_dir)
+        for key in [key for key in known if key.startswith('best_ckpt')]:
+            path = known[key]
+            if not (
+                isinstance(path, str)
+                and is_inside(path, folder)
+                and os.path.basename(path).startswith('best_')
+            ):
+                del known[key]
+        steps = known.pop('keep_ckpt_ids', None)
+        if not isinstance(steps, list) or not all(isinstance(step, int) for step in steps):
+            return []
+        if self.max_keep_ckpts <= 0:
+            return []
+        known['keep_ckpt_ids'] = steps[-self.max_keep_ckpts :]
+        return steps[: -self.max_keep_ckpts]
+
     def before_val(self, runner: Runner) -> None:
         """Keep the state of the random generators."""
         self._before_validation = random_state()
@@ -107,11 +152,11 @@ class ResumableCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         self._states = all_gather_object(self._before_validation or random_state())
         try:
-            outdated = self._outdated(runner, step)
+            self._remove_later(self._outdated(runner, step))
             name = self.filename_tmpl.format(step)
             self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
             runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-            _SavesAtomically(runner).save_checkpoint(
+            _SavesAtomically(runner, self.file_backend).save_checkpoint(
                 self.out_dir,
                 name,
                 self.file_client_args,
@@ -126,26 +171,45 @@ class ResumableCheckpointHook(CheckpointHook):
             self._states = None
         if is_main_process():
             write_atomically(Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
-            for path in outdated:
-                self.file_backend.remove(path)
             self.file_backend.remove_now()
 
-    def _outdated(self, runner: Runner, step: int) -> list[str]:
-        """Return the checkpoints to remove after that of a step is saved."""
+    def _outdated(self, runner: Runner, step: int) -> list[int]:
+        """Return the steps of the checkpoints to remove after that of a step is saved."""
         if self.max_keep_ckpts <= 0 or step in self.keep_ckpt_ids:
             return []
         full = len(self.keep_ckpt_ids) == self.max_keep_ckpts
         steps = [self.keep_ckpt_ids.popleft()] if full else []
         self.keep_ckpt_ids.append(step)
-        runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        return [
-            self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
-            for old in steps
-        ]
+        # With the outdated ones, which stay if the training is killed before it removes them.
+        runner.message_hub.update_info('keep_ckpt_ids', [*steps, *self.keep_ckpt_ids])
+        return steps
+
+    def _remove_later(self, steps: list[int]) -> None:
+        for step in steps:
+            name = self.filename_tmpl.format(step)
+            self.file_backend.remove(self.file_backend.join_path(self.out_dir, name))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        super()._save_best_checkpoint(_SavesAtomically(runner), metrics)
-        self.file_backend.remove_now()
+        super()._save_best_checkpoint(_SavesAtomically(runner, self.file_backend), metrics)
+        if is_main_process():
+            self.file_backend.remove_now()
+
+
+def checkpoint_folder(out_dir: str | os.PathLike | None, work_dir: str) -> str:
+    """Return the folder of the checkpoints of a training.
+
+    Args:
+        out_dir: Option of the checkpoint hook. Default of the hook: None.
+        work_dir: Work dir of the training.
+    """
+    if out_dir is None or str(out_dir) == work_dir:
+        return work_dir
+    return os.path.join(out_dir, os.path.basename(work_dir.rstrip('/')))
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Return whether a path is directly inside a folder, after links are followed to the folder."""
+    return os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
 
 
 def random_state() -> dict[str, Any]:
@@ -206,22 +270,24 @@ class _After:
 class _SavesAtomically:
     """Runner that writes checkpoints in local folders beside their place, and then renames them."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, backend: '_RemovesLater') -> None:
         self._runner = runner
+        self._backend = backend
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        self._backend.keep(filename)
         if '://' in out_dir:
             self._runner.save_checkpoint(out_dir, filename, *args, **kwargs)
             return
         temporary = TEMPORARY.replace('*', filename)
+        save = partial(self._runner.save_checkpoint, out_dir, temporary, *args, **kwargs)
+        put = partial(put_in_place, Path(out_dir, temporary), Path(out_dir, filename))
         try:
-            self._runner.save_checkpoint(out_dir, temporary, *args, **kwargs)
-            barrier()  # all processes have written their shards
-            if is_main_process():
-                put_in_place(Path(out_dir, temporary), Path(out_dir, filename))
+            _in_all_processes(save)
+            _in_all_processes(put if is_main_process() else lambda: None)
         except OSError as error:
             remove_leftovers(out_dir)
             raise WriteError(
@@ -230,20 +296,44 @@ class _SavesAtomically:
             ) from error
 
 
-class _RemovesLater:
-    """File backend that keeps what is to be removed until it is told to."""
+def _in_all_processes(function: Callable[[], None]) -> None:
+    """Call a function and wait for the other processes. If one fails, fail in all of them."""
+    failure = None
+    try:
+        function()
+    except OSError as error:
+        failure = error.strerror or str(error)
+    for reason in all_gather_object(failure):
+        if reason is not None:
+            raise OSError(reason)
 
-    def __init__(self, backend: Any) -> None:
+
+class _RemovesLater:
+    """File backend that keeps what is to be removed until it is told to.
+
+    Args:
+        backend: The file backend.
+        folder: Nothing outside this folder is removed.
+    """
+
+    def __init__(self, backend: Any, folder: str) -> None:
         self._backend = backend
+        self._folder = folder
         self._outdated: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
     def remove(self, path: str) -> None:
+        if not is_inside(path, self._folder):
+            raise ValueError(f'{path} is not removed: it is not in {self._folder}.')
         self._outdated.append(path)
 
     rmtree = remove
+
+    def keep(self, name: str) -> None:
+        """Do not remove a file, because another one is written in its place."""
+        self._outdated = [path for path in self._outdated if os.path.basename(path) != name]
 
     def remove_now(self) -> None:
         for path in self._outdated:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each ACmix layer makes of its two paths, logged while it is trained."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -151,15 +152,19 @@ class PathWeightsHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Begin to measure."""
-        if runner.iter == 0 or self.every_n_train_iters(runner, self.interval):
+        if self._is_time(runner):
             assert self._shares is not None, 'before_train was called'
             self._measuring.enter_context(self._shares.measuring())
+
+    def _is_time(self, runner: Runner) -> bool:
+        return runner.iter == 0 or self.every_n_train_iters(runner, self.interval)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Log what was measured."""
         assert self._shares is not None, 'before_train was called'
+        asked = self._is_time(runner)
         self._measuring.close()
         scalars = {
             f'paths/{layer}/{name}': value
@@ -168,3 +173,9 @@ class PathWeightsHook(Hook):
         }
         if scalars:
             runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+        elif asked:
+            warnings.warn(
+                'PathWeightsHook measured nothing: a model that torch.compile has compiled before '
+                'does not call hooks. Train without compile to log the paths.',
+                stacklevel=2,
+            )

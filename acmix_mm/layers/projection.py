@@ -7,6 +7,13 @@ from torch import Tensor, nn
 
 from ..ops import pointwise_conv
 
+_HOOKS = (
+    '_forward_pre_hooks',
+    '_forward_hooks',
+    '_backward_pre_hooks',
+    '_backward_hooks',
+)
+
 
 class PointwiseConv(nn.Conv2d):
     """A 1x1 convolution that returns its result in chunks, see :func:`acmix_mm.ops.pointwise_conv`.
@@ -38,7 +45,8 @@ def is_known_by_weights(linear: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     """Return whether a layer's linear map computes what its weights say, and nothing else.
 
     It may not if another module, such as an adapter or a quantized layer, has been put in its
-    place, or if a forward hook may change its output.
+    place, or if hooks, such as those of ``torch.nn.utils.weight_norm``, or a replaced ``forward``
+    may change its input, its weights or its output.
 
     Args:
         linear: The map, or what stands in its place.
@@ -49,4 +57,9 @@ def is_known_by_weights(linear: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
         >>> is_known_by_weights(nn.Sequential(nn.Conv2d(4, 12, 1)))
         False
     """
-    return type(linear) in (nn.Linear, nn.Conv2d, PointwiseConv) and not linear._forward_hooks
+    return (
+        type(linear) in (nn.Linear, nn.Conv2d, PointwiseConv)
+        and type(linear.weight) in (nn.Parameter, Tensor)
+        and 'forward' not in vars(linear)
+        and not any(getattr(linear, hooks) for hooks in _HOOKS)
+    )

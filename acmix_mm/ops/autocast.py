@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .overrides import tensors_of
+from .projection import Projection
 from .torch_compat import autocast_dtype
 
 P = ParamSpec('P')
@@ -27,7 +28,8 @@ def autocast_to_lower_precision(
     the dtype of autocast, whatever the backend.
 
     Args:
-        *in_single_precision: Names of arguments whose tensors are cast to float32 instead.
+        *in_single_precision: Names of arguments whose tensors are cast to float32 instead. So are
+            the weights of a :class:`Projection`, whatever the name.
 
     Examples:
         >>> @autocast_to_lower_precision()
@@ -50,11 +52,13 @@ def autocast_to_lower_precision(
                 return operator(*args, **kwargs)
             named = {**dict(zip(names, args, strict=False)), **kwargs}
             cast = {
-                name: _cast(value, torch.float32 if name in in_single_precision else dtype)
+                name: _cast_projection(value, dtype)
+                if isinstance(value, Projection)
+                else _cast(value, torch.float32 if name in in_single_precision else dtype)
                 for name, value in named.items()
             }
             with torch.autocast(device, enabled=False):
-                return operator(**cast)  # type: ignore[call-arg]
+                return operator(**cast)  # type: ignore[call-arg, arg-type]
 
         return call
 
@@ -69,3 +73,8 @@ def _cast(argument: Any, dtype: torch.dtype) -> Any:
         return tensor.to(dtype) if eligible else tensor
 
     return tree_map_only(Tensor, cast, argument)
+
+
+def _cast_projection(projection: Projection, dtype: torch.dtype) -> Projection:
+    x, *weights = projection
+    return Projection(_cast(x, dtype), *(_cast(weight, torch.float32) for weight in weights))

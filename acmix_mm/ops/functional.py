@@ -98,7 +98,7 @@ def neighborhood_aggregation(
 
 
 @overridable
-@autocast_to_lower_precision('fc_weight', 'fc_bias', 'kernel', 'projection')
+@autocast_to_lower_precision('fc_weight', 'fc_bias', 'kernel')
 def shift_conv(
     maps: Tensor | Sequence[Tensor],
     fc_weight: Tensor,

@@ -6,8 +6,9 @@ them, as it does with misspelt keys.
 """
 
 import inspect
+import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from types import FrameType
@@ -15,8 +16,10 @@ from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config, DictAction
+from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import Registry
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from .type_name import type_name
 
@@ -28,13 +31,24 @@ _KEYS = frozenset({
 })  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     'model': (dict,),
-    'data_root': (str,),
-    'work_dir': (str,),
+    'data_root': (str, type(None)),
+    'work_dir': (str, type(None)),
     'load_from': (str, type(None)),
     'default_scope': (str, type(None)),
-    'resume': (bool,),
+    'resume': (bool, type(None)),
 }
+# Classes whose arguments a part takes besides those of its type: data loaders have no type, and
+# tools/train.py --amp changes that of the optimizer wrapper.
+_CLASSES: dict[str, type] = {
+    'train_dataloader': DataLoader,
+    'val_dataloader': DataLoader,
+    'test_dataloader': DataLoader,
+    'optim_wrapper': AmpOptimWrapper,
+}
+_DICT = re.compile(r"""(?:^|[\[(,])["'\s]*(?:dict\(|\{.*\}["'\s]*(?:$|[\]),]))""", re.DOTALL)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _UNEXPECTED = 'got an unexpected keyword argument '
+_WRONG_ARGUMENTS = (_UNEXPECTED, 'positional argument', 'multiple values for', 'required keyword')
 
 
 class ConfigError(ValueError):
@@ -47,9 +61,15 @@ class OptionsAction(DictAction):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         """Parse ``KEY=VALUE`` pairs."""
         for value in values:
-            key, equals, _ = value.partition('=')
+            key, equals, content = value.partition('=')
             if not equals or not all(key.split('.')):
                 parser.error(f'argument {option_string}: expected KEY=VALUE, got {value!r}')
+            if _DICT.search(content):
+                parser.error(
+                    f'argument {option_string}: {value}: a dict cannot be given on the command '
+                    'line. Write it into a config that inherits this one, or set its entries one '
+                    'by one, such as compile.mode=default or custom_hooks.0.interval=5'
+                )
         try:
             super().__call__(parser, namespace, values, option_string)
         except (AssertionError, ValueError) as error:
@@ -93,12 +113,16 @@ def read_config_file(path: str) -> Config:
         raise ConfigError(f'{file}{where} cannot be read{of}: {_line(reason)}.') from error
 
 
-def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
+def merge_options(cfg: Config, options: Mapping[str, Any]) -> list[str]:
     """Apply ``--cfg-options`` to a config, in place.
 
     Args:
         cfg: Config to change.
         options: Values by keys such as ``'model.backbone.depth'``.
+
+    Returns:
+        list[str]: A warning of one line for each new key that may be misspelt, or that only
+        classes of the user can read.
 
     Raises:
         ConfigError: A key is misspelt, or leads to what is not there.
@@ -109,13 +133,19 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
         ...
         acmix_mm.preflight.config_errors.ConfigError: modle.x=1: the config has no modle. Did ...
     """
-    for key, value in options.items():
-        _check_key(cfg, key, value)
+    before, failure = cfg._cfg_dict, None
     try:
         cfg.merge_from_dict(dict(options))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        failure = error
+    # A misspelt key explains a failure better than mmengine does.
+    found = [_check_key(before, cfg, key, value) for key, value in options.items()]
+    if failure:
         shown = ' '.join(f'{key}={value}' for key, value in options.items())
-        raise ConfigError(f'{shown} cannot be applied to the config: {_line(error)}.') from error
+        raise ConfigError(
+            f'{shown} cannot be applied to the config: {_line(failure)}.'
+        ) from failure
+    return [warning for warning in found if warning]
 
 
 def check_values(cfg: Config, needed: Iterable[str] = ()) -> None:
@@ -147,25 +177,26 @@ def check_values(cfg: Config, needed: Iterable[str] = ()) -> None:
 
 @contextmanager
 def one_line_errors(cfg: Config) -> Iterator[None]:
-    """Turn an exception raised while a part of a config is built into one message.
+    """Turn an exception that a wrong class or argument in a config raises into one message.
 
     The message names the config, the key of the part and its class, and for a misspelt argument the
-    most similar one. Exceptions that are raised elsewhere, such as in training, are not changed.
+    most similar one. Exceptions that are raised elsewhere, such as in training, or for another
+    reason, such as a mistake in the code of a class, are not changed.
 
     Args:
         cfg: The config from which parts are built.
 
     Raises:
-        ConfigError: A part cannot be built.
+        ConfigError: The class of a part is not known, or does not take its arguments.
     """
     try:
         yield
     except Exception as error:  # classes of the config may raise any exception
         tail = list(traceback.walk_tb(error.__traceback__))
         built = [frame for frame, _ in tail if frame.f_code.co_name == 'build_from_cfg']
-        if not built or isinstance(error, ConfigError):
-            raise
         frame, line = tail[-1]
+        if not built or isinstance(error, ConfigError) or not _is_of_arguments(error, frame):
+            raise
         part = built[-1].f_locals['cfg']
         reason = _line(error)
         if isinstance(error, TypeError) and _UNEXPECTED in reason:
@@ -178,12 +209,33 @@ def one_line_errors(cfg: Config) -> Iterator[None]:
         raise ConfigError(f'{name}: {reason}.') from error
 
 
-def _check_key(cfg: Config, key: str, value: Any) -> None:
-    """Raise an error if a part of a key is misspelt."""
-    node: Any = cfg._cfg_dict
+def _is_of_arguments(error: Exception, frame: FrameType) -> bool:
+    """Return whether an error is one of mmengine's registry, or of the arguments of a class.
+
+    mmdet and mmseg check many arguments with ``assert``, in the constructors.
+    """
+    if str(frame.f_globals.get('__name__')).startswith('mmengine.registry'):
+        return True
+    if isinstance(error, TypeError):
+        return any(text in str(error) for text in _WRONG_ARGUMENTS)
+    in_constructor = frame.f_code.co_name == '__init__'
+    return isinstance(error, ValueError) or (isinstance(error, AssertionError) and in_constructor)
+
+
+def _check_key(before: Mapping, cfg: Config, key: str, value: Any) -> str | None:
+    """Raise an error if a part of a key is misspelt, or return a warning if it may be.
+
+    Args:
+        before: The config without the options.
+        cfg: The config with all options, which may change classes.
+        key: Key of an option.
+        value: Value of it.
+    """
+    node: Any = before
     parts = key.split('.')
+    option = f'{key}={value!r}'
     for i, part in enumerate(parts):
-        above, option = '.'.join(parts[:i]), f'{key}={value!r}'
+        above = '.'.join(parts[:i])
         if isinstance(node, list | tuple):
             if not part.isdigit() or int(part) >= len(node):
                 raise ConfigError(
@@ -191,42 +243,74 @@ def _check_key(cfg: Config, key: str, value: Any) -> None:
                     f'{len(node) - 1}, got {part!r}.'
                 )
             node = node[int(part)]
+        elif node is None:
+            return None
         elif not isinstance(node, Mapping):
-            if node is None:
-                return
             raise ConfigError(f'{option}: {above} is {node!r}, which has no {part!r}.')
         elif part in node:
             node = node[part]
         else:
-            if above:
-                arguments = _arguments(node, cfg.get('default_scope'))
-            else:
-                arguments = {*inspect.signature(Runner).parameters, *_KEYS}
-            similar = get_close_matches(part, sorted({*node, *arguments}), 1, 0.75)
-            if part in arguments:
-                return
+            names, others = _arguments(cfg, parts[:i])
+            if part in names:
+                return None
+            similar = get_close_matches(part, sorted({*node, *names}), 1, 0.75)
+            fault = f'{option}: {above or "the config"} has no {part}'
+            meant = '.'.join([*parts[:i], *similar, *parts[i + 1 :]])
+            if similar and not others:
+                raise ConfigError(f'{fault}. Did you mean {meant}?')
             if similar:
-                where = above or 'the config'
-                raise ConfigError(
-                    f'{option}: {where} has no {part}. Did you mean '
-                    f'{".".join([*parts[:i], similar[0], *parts[i + 1 :]])}?'
-                )
+                return f'{fault}, so it is added. Was {meant} meant?'
             if not above:
-                raise ConfigError(
-                    f'{option}: the config has no {part}, and nothing reads a key of that name.'
+                return (
+                    f'{fault}, so it is added, and nothing in mmengine or the tools reads {part}.'
                 )
-            return
+            return None
+    return None
 
 
-def _arguments(config: Mapping, scope: str | None) -> set[str]:
-    """Return the names of the arguments of a config's class, or nothing if it is not known."""
-    kind = config.get('type')
+def _arguments(cfg: Config, place: Sequence[str]) -> tuple[set[str], bool]:
+    """Return the arguments that the class at a place of a config has, and if it may take others."""
+    node: Any = cfg._cfg_dict
+    for part in place:
+        try:
+            node = node[int(part) if isinstance(node, list | tuple) else part]
+        except (LookupError, TypeError, ValueError):  # another option has replaced what was there
+            return set(), True
+    key = '.'.join(place)
+    if not key:
+        return {*inspect.signature(Runner).parameters, *_KEYS}, False
+    kind = node.get('type') if isinstance(node, Mapping) else None
     found = [kind]
     if isinstance(kind, str):
-        for registry in vars(mmengine.registry).values():
-            if isinstance(registry, Registry):
-                found.append(registry.children.get(scope, registry).get(kind))
-    return {name for cls in found if callable(cls) for name in inspect.signature(cls).parameters}
+        scope = cfg.get('default_scope')
+        registries = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry)]
+        found = [registry.children.get(scope, registry).get(kind) for registry in registries]
+    classes: list[Callable] = [cls for cls in found if callable(cls)]
+    if key in _CLASSES and (classes or kind is None):
+        classes.append(_CLASSES[key])
+    taken = [_parameters(cls) for cls in classes]
+    others = not classes or any(more for _, more in taken)
+    return {name for names, _ in taken for name in names}, others
+
+
+def _parameters(cls: Callable) -> tuple[set[str], bool]:
+    """Return the arguments of a class, and whether it takes others that its bases do not name.
+
+    A class with ``**kwargs`` passes them on to its base.
+    """
+    names: set[str] = set()
+    bases = inspect.getmro(cls)[:-1] if inspect.isclass(cls) else ()
+    functions = [vars(base)['__init__'] for base in bases if '__init__' in vars(base)]
+    for function in functions or [cls]:
+        try:
+            parameters = inspect.signature(function).parameters
+        except ValueError:  # a class of C
+            return names, True
+        variadic = {n: p.kind for n, p in parameters.items() if p.kind in _VARIADIC}
+        names |= parameters.keys() - variadic.keys() - {'self'}
+        if inspect.Parameter.VAR_KEYWORD not in variadic.values():
+            return names, False
+    return names, True
 
 
 def _similar_argument(message: str, frame: FrameType) -> str:

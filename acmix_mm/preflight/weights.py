@@ -2,6 +2,7 @@
 """Check that the checkpoints of a run can be loaded and fit, before training or testing starts."""
 
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from .type_name import type_name
 
 SECONDS_TO_ANSWER = 30.0  # that a server may take for each part of a download
 _SHARDED = 'MMFullyShardedDataParallel'
+_MISMATCH = re.compile(r'size mismatch for (\S+):')  # of torch's load_state_dict
 _OTHER_FILE = 'download or copy it again, or give the path of another file'
 
 
@@ -105,10 +107,11 @@ def pretrained_checkpoints(model: object) -> Iterator[str]:
 def missing_entries(model: nn.Module, checkpoint: Any) -> list[str]:
     """Load a checkpoint into a model, and return the entries of the model that it does not set.
 
-    Entries of another shape count as missing. Counters of batches of BatchNorm do not.
+    Entries that still have another shape count as missing. Counters of batches of BatchNorm do not.
 
     Args:
-        model: The model. Load hooks, such as those that convert checkpoints, are run.
+        model: The model. Load hooks, such as those that convert checkpoints or interpolate entries
+            of another shape, are run.
         checkpoint: Content of a checkpoint file.
 
     Examples:
@@ -116,15 +119,22 @@ def missing_entries(model: nn.Module, checkpoint: Any) -> list[str]:
         >>> missing_entries(model, dict(state_dict=dict(weight=model.weight)))
         ['bias']
     """
-    state_dict = checkpoint.get('state_dict', checkpoint)
-    state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    fitting = {
-        name: value
-        for name, value in state_dict.items()
-        if name not in expected or value.shape == expected[name]
+    state_dict = {
+        str(name).removeprefix('module.'): value for name, value in _loaded(checkpoint).items()
     }
-    missing, _ = model.load_state_dict(fitting, strict=False)
+    missing: list[str] = []
+    # The hook runs before torch raises an error for entries of another shape.
+    handle = model.register_load_state_dict_post_hook(
+        lambda module, keys: missing.extend(keys.missing_keys)
+    )
+    try:
+        model.load_state_dict(state_dict, strict=False)
+    except RuntimeError as error:
+        missing += _MISMATCH.findall(str(error))
+        if not _MISMATCH.search(str(error)):
+            raise
+    finally:
+        handle.remove()
     return [name for name in missing if not name.endswith('num_batches_tracked')]
 
 
@@ -147,8 +157,14 @@ def check_fit(model: Any, path: str, complete: bool) -> None:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     content = _read(path)
+    expected = model.state_dict()
+    for name, value in _loaded(content).items():
+        own = expected.get(str(name).removeprefix('module.'))
+        if isinstance(own, Tensor) and not isinstance(value, Tensor):
+            fault = f'entry {name!r} is a {type(value).__name__}, and no tensor'
+            raise ValueError(_message(path, fault, _OTHER_FILE))
     missing = missing_entries(model, content)
-    number = sum(not name.endswith('num_batches_tracked') for name in model.state_dict())
+    number = sum(not name.endswith('num_batches_tracked') for name in expected)
     if not missing or (not complete and len(missing) < number):
         return
     if len(missing) == number:
@@ -163,6 +179,11 @@ def check_fit(model: Any, path: str, complete: bool) -> None:
         f'the model are not in it, or have another shape ({_some(missing)}). It contains '
         f'{_some([*innermost(content)])}. {mend}'
     )
+
+
+def _loaded(content: Mapping) -> Any:
+    """Return the part of a checkpoint that mmengine loads into a model."""
+    return content.get('state_dict', content)
 
 
 def _read(path: str) -> Mapping:
@@ -185,6 +206,8 @@ def _read(path: str) -> Mapping:
             mend = 'download it, and give the path of the file instead'
             raise FileNotFoundError(_message(path, _reason(error), mend)) from error
     try:
+        if isinstance(content, Mapping) and not isinstance(_loaded(content), Mapping):
+            raise ValueError(f"its 'state_dict' is a {type(_loaded(content)).__name__}")
         weights = innermost(content)
         if not isinstance(weights, Mapping):
             raise ValueError(f'it contains a {type(weights).__name__}, and no weights')

@@ -34,7 +34,7 @@ from ..preflight.weights import check_checkpoints, check_fit, check_pretrained
 from .distributed import check_fsdp, join_cpu_processes, use_cpu_processes
 from .mmengine_patches import patch_mmengine
 from .saving import name_checkpoint_hook
-from .work_dir import locked
+from .work_dir import locked, resume
 
 
 def config_parser(description: str) -> ArgumentParser:
@@ -92,14 +92,17 @@ def read_config(args: Namespace) -> Config:
         check_values(cfg)
         check_scope(cfg.get('default_scope'))
         options = dict(args.cfg_options)
-        if isinstance(options.get('data_root'), str):
+        if 'data_root' in options:
             cfg = move_data_root(cfg, options.pop('data_root'))
-        merge_options(cfg, options)
+        warnings = merge_options(cfg, options)
         check_values(cfg)
     except ImportError as error:
         sys.exit(f'{args.config} cannot be used: {error}.')
     except ConfigError as error:
         sys.exit(str(error))
+    if os.environ.get('LOCAL_RANK', '0') == '0':
+        for warning in warnings:
+            print(f'Warning: {warning}', file=sys.stderr)
     return cfg
 
 
@@ -143,7 +146,9 @@ def move_data_root(cfg: Config, data_root: str) -> Config:
         >>> move_data_root(cfg, '/disk/a').val_evaluator.ann_file
         '/disk/a/val.json'
     """
-    if 'data_root' not in cfg:
+    if not isinstance(data_root, str):
+        sys.exit(f'data_root must be a str, got {data_root!r}.')
+    if cfg.get('data_root') is None:
         sys.exit(
             f'{cfg.filename} has no top-level data_root that data_root={data_root} could replace. '
             'Set the data_root of each data set instead, such as '
@@ -257,7 +262,7 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def train(cfg: Config) -> Runner:
+def train(cfg: Config, resume_newest: bool = False) -> Runner:
     """Train in a work dir that no other training uses, and return the runner.
 
     If a checkpoint cannot be written, such as to a full disk, the process ends with one message.
@@ -265,8 +270,12 @@ def train(cfg: Config) -> Runner:
 
     Args:
         cfg: Config from :func:`load_config`.
+        resume_newest: Whether to go on from the newest checkpoint in the work dir. Default: False.
     """
     with locked(cfg), mistakes_are_one_message(cfg):
+        if resume_newest:  # chosen now, when no other training saves a newer one
+            resume(cfg, 'auto')
+            require_inputs(cfg, (), [cfg.load_from] if cfg.get('load_from') else [])
         runner = build_runner(cfg)
         if cfg.get('load_from') and not cfg.get('resume'):
             require_fit(runner, cfg.load_from, complete=False)

@@ -2,10 +2,19 @@
 """Let mmengine save checkpoints so that none is lost when a training is killed."""
 
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
 from ..hooks import ResumableCheckpointHook
-from ..preflight.type_name import type_name
+
+# What configs call mmengine's hook. The classes of other projects can have the same last name.
+_NAMES = (
+    CheckpointHook,
+    'CheckpointHook',
+    'mmengine.CheckpointHook',
+    'mmengine.hooks.CheckpointHook',
+    f'{CheckpointHook.__module__}.CheckpointHook',
+)
 
 
 def save_checkpoints_safely() -> None:
@@ -23,5 +32,5 @@ def name_checkpoint_hook(cfg: Config) -> None:
     Configs in Python's own syntax contain mmengine's class itself, or its whole name.
     """
     hook = (cfg.get('default_hooks') or {}).get('checkpoint')
-    if hook and type_name(hook.get('type')) == 'CheckpointHook':
+    if hook and hook.get('type') in _NAMES:
         hook.type = 'CheckpointHook'

@@ -7,9 +7,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 
 from mmengine.config import Config
 
@@ -47,6 +49,8 @@ class TrainingRun:
         self.options, self.environment = list(options), dict(environment)
         self.log = work_dir / 'train_and_test.log'
         self._process: subprocess.Popen | None = None
+        self._ended = False
+        self._lock = Lock()
 
     def state(self) -> str:
         """Return ``'done'`` after the test, else the newest checkpoint's name or an empty string.
@@ -119,29 +123,33 @@ class TrainingRun:
         with self.log.open('a') as log:
             for command in commands:
                 print(f'$ {shlex.join(command)}', file=log, flush=True)
-                self._process = subprocess.Popen(
-                    command, stdout=log, stderr=log, env=environment, start_new_session=True
-                )
+                with self._lock:
+                    if self._ended:
+                        return False
+                    self._process = subprocess.Popen(
+                        command, stdout=log, stderr=log, env=environment, start_new_session=True
+                    )
                 try:
                     code = self._process.wait()
                 except BaseException:
-                    self.end()
+                    end_all([self])
                     raise
                 if code:
                     return False
         return True
 
-    def end(self) -> None:
-        """End the command that runs, with all processes that it started, and wait for it."""
-        process = self._process
-        if process is None or process.poll() is not None:
-            return
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(SECONDS_TO_END)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+    def signal(self, number: int) -> None:
+        """Send a signal to the command that runs and all processes it started; start no other."""
+        with self._lock:
+            self._ended = True
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the command that runs has ended, but not longer than some seconds."""
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
 
     def read_config(self) -> Config:
         """Read the config, with the options.
@@ -170,6 +178,19 @@ class TrainingRun:
         if self.gpus > 1:
             return ['bash', f'{tools}/dist_{name}.sh', *files, str(self.gpus), *arguments]
         return ['python', f'{tools}/{name}.py', *files, *arguments]
+
+
+def end_all(runs: Sequence[TrainingRun]) -> None:
+    """End the commands of runs, and wait for them; kill those that do not end in time."""
+    try:
+        for run in runs:
+            run.signal(signal.SIGTERM)
+        end = time.monotonic() + SECONDS_TO_END
+        for run in runs:
+            run.wait(max(0.0, end - time.monotonic()))
+    finally:
+        for run in runs:
+            run.signal(signal.SIGKILL)
 
 
 @contextmanager

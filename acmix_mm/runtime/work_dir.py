@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a training: its newest checkpoint, and one training at a time."""
 
+import glob
 import os
 import socket
+import string
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 from mmengine.config import Config
 
 from ..checkpoints.files import read_checkpoint
+from ..hooks.checkpoint import checkpoint_folder
 
 LOCK = '.lock'
 # Where launchers tell a process its rank.
@@ -89,11 +92,11 @@ def newest_checkpoint(cfg: Config) -> Path | None:
 def _checkpoints(cfg: Config) -> tuple[str, str]:
     """Return where the checkpoint hook of a config saves: the folder, and a pattern of names."""
     hook = _HOOK | dict((cfg.get('default_hooks') or {}).get('checkpoint') or {})
-    folder, out_dir = str(cfg.work_dir), hook['out_dir']
-    if out_dir is not None and str(out_dir) != folder:
-        folder = os.path.join(out_dir, os.path.basename(folder.rstrip('/')))
+    folder = checkpoint_folder(hook['out_dir'], str(cfg.work_dir))
     template = hook['filename_tmpl'] or ('epoch_{}.pth' if hook['by_epoch'] else 'iter_{}.pth')
-    return folder, template.format('*')
+    fields = string.Formatter().parse(template)
+    pattern = [glob.escape(text) + ('' if name is None else '*') for text, name, _, _ in fields]
+    return folder, ''.join(pattern)
 
 
 def training_state(path: Path) -> dict[str, Any]:
@@ -153,12 +156,16 @@ def locked(cfg: Config) -> Iterator[None]:
         cfg: Config with its ``work_dir`` and ``launcher``. The first process of a job locks the
             folder.
     """
-    import fcntl  # missing on Windows
-
     if os.environ.get(_RANKS.get(cfg.get('launcher', 'none'), ''), '0') != '0':
         yield
         return
     folder = Path(cfg.work_dir)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        _say(f'{folder} cannot be locked on this system: start only one training in it.')
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open('a+')

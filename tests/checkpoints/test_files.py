@@ -1,5 +1,6 @@
 import argparse
 import hashlib
+import json
 import pickle
 import sys
 import types
@@ -124,3 +125,34 @@ def test_published_meta():
     assert published_meta([1]) == {}
     meta = dict(cfg='x', dataset_meta={}, seed=3, time='now', experiment_name='mine')
     assert published_meta(dict(meta=meta)) == dict(cfg='x', dataset_meta={})
+
+
+def test_files_are_mapped_by_their_name(tmp_path, monkeypatch):
+    """Older versions of torch map no file that is given as another kind of path."""
+    seen, load = [], torch.serialization.load
+
+    def recorded(file, **options):
+        seen.append((file, options['mmap']))
+        return load(file, **options)
+
+    monkeypatch.setattr(torch.serialization, 'load', recorded)
+    torch.save(STATE, tmp_path / 'a.pth')
+    assert equal(read_checkpoint(tmp_path / 'a.pth', mmap=True), STATE)
+    assert seen == [(str(tmp_path / 'a.pth'), True)]
+
+
+def test_refuses_to_write_what_it_cannot(tmp_path):
+    sparse = torch.eye(3).to_sparse()
+    with pytest.raises(ValueError, match=r'a is a tensor of layout torch.sparse_coo; only dense'):
+        write_checkpoint(tmp_path / 'a.pth', dict(a=sparse), {})
+    with pytest.raises(ValueError, match=r'meta cannot be written to a safetensors file: .*set'):
+        write_checkpoint(tmp_path / 'a.safetensors', STATE, dict(dataset_meta={1}))
+    meta = dict(dataset_meta={})
+    meta['dataset_meta']['again'] = meta['dataset_meta']
+    with pytest.raises(ValueError, match='meta contains itself'):
+        published_meta(dict(meta=meta))
+    header = json.dumps({'__metadata__': dict(meta='[' * 200_000)}).encode()
+    (tmp_path / 'b.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header)
+    with pytest.raises(ValueError, match=r'b.safetensors is not a safetensors file'):
+        read_checkpoint(tmp_path / 'b.safetensors')
+    assert not list(tmp_path.glob('a.*'))

@@ -45,16 +45,43 @@ def test_options():
     assert options('a=1', 'b.c=[1,2]', 'd="(1,2)"') == {'a': 1, 'b.c': [1, 2], 'd': (1, 2)}
 
 
+@pytest.mark.parametrize(
+    'pair',
+    [
+        'custom_hooks=[dict(type="EMAHook",momentum=0.1)]',
+        'custom_hooks=[dict(type="EMAHook")]',
+        'model=dict(type=3)',
+        'a="[1,dict(b=2)]"',
+        "a={'b':{'c':1}}",
+        'a={}',
+    ],
+)
+def test_planted_dict(pair, capsys):
+    with pytest.raises(SystemExit) as end:
+        options(pair)
+    assert end.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f'argument --cfg-options: {pair}: ' in message
+    assert 'inherits' in message
+
+
+def test_braces_and_names_that_are_no_dict():
+    assert options('a=epoch_{}.pth', 'b={}.pth', 'c=my_dict', 'custom_hooks.0.interval=5') == {
+        'a': 'epoch_{}.pth',
+        'b': '{}.pth',
+        'c': 'my_dict',
+        'custom_hooks.0.interval': 5,
+    }
+
+
 MISSPELT = {
     'modle.x=1': 'the config has no modle. Did you mean model.x?',
-    'foo=1': 'nothing reads a key of that name',
     'load_fom=a.pth': 'Did you mean load_from?',
     'model.bacbone.depth=50': 'model has no bacbone. Did you mean model.backbone.depth?',
     'model.backbone.dept=50': 'Did you mean model.backbone.depth?',
     'model.neck.num_out=3': 'Did you mean model.neck.num_outs?',
     'train_cfg.max_epoch=3': 'Did you mean train_cfg.max_epochs?',
     'optim_wrapper.optimzer.lr=3': 'Did you mean optim_wrapper.optimizer.lr?',
-    'default_hooks.checkpoint.intervall=3': 'Did you mean default_hooks.checkpoint.interval?',
     'train_dataloader.batchsize=3': 'Did you mean train_dataloader.batch_size?',
     'train_dataloader.dataset.ann_flie=x': 'Did you mean train_dataloader.dataset.ann_file?',
     'val_evaluator.metrics=bbox': 'Did you mean val_evaluator.metric?',
@@ -100,15 +127,84 @@ def test_keys_that_are_read_can_be_set(key, detector):
     assert node == 3
 
 
+HEADS = {
+    'ATSSHead': 'feat_channels',
+    'Shared2FCBBoxHead': 'conv_out_channels',
+    'GFLHead': 'loss_cls',
+    'mmseg.OCRHead': 'channels',
+    'mmseg.EMAHead': 'num_classes',
+}
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_arguments_that_a_class_passes_on_can_be_set(kind):
+    scope = kind.rpartition('.')[0] or 'mmdet'
+    check_scope(scope)
+    cfg = Config(dict(default_scope=scope, head=dict(type=kind.rpartition('.')[2])))
+    assert merge_options(cfg, {f'head.{HEADS[kind]}': 128}) == []
+    assert cfg['head'][HEADS[kind]] == 128
+    with pytest.raises(ConfigError, match=f'Did you mean head.{HEADS[kind]}'):
+        merge_options(Config(dict(default_scope=scope, head=dict(type=kind.rpartition('.')[2]))),
+                      {f'head.{HEADS[kind]}x': 128})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'more', [{}, {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': 'dynamic'}]
+)
+def test_arguments_of_mixed_precision_can_be_set(more, detector):
+    cfg = detector.copy()
+    assert merge_options(cfg, {'optim_wrapper.dtype': 'bfloat16', **more}) == []
+    assert cfg.optim_wrapper.dtype == 'bfloat16'
+
+
+def test_planted_key_of_an_optimizer_wrapper_of_the_user(detector):
+    cfg = detector.copy()
+    cfg.optim_wrapper.type = 'OfAUser'
+    cfg.optim_wrapper.lr_scale = 1
+    (warning,) = merge_options(cfg, {'optim_wrapper.lr_scales': 2})
+    assert 'Was optim_wrapper.lr_scale meant?' in warning
+
+
+def test_keys_are_those_of_the_class_that_another_option_sets(detector):
+    options = {'model.neck.stack_time': 2, 'model.neck.type': 'NASFPN'}
+    with pytest.raises(ConfigError, match=r'Did you mean model\.neck\.stack_times'):
+        merge_options(detector.copy(), options)
+    options['model.neck.stack_times'] = options.pop('model.neck.stack_time')
+    merge_options(detector.copy(), options)
+
+
+UNCLEAR = {
+    'my_var': 'nothing in mmengine or the tools reads my_var',
+    'default_hooks.checkpoint.intervall': 'Was default_hooks.checkpoint.interval meant?',
+    'optim_wrapper.paramwise_cfg.dwconv_lr_mult': 'Was optim_wrapper.paramwise_cfg.conv_lr_mult m',
+    'custom.optimizr': 'Was custom.optimizer meant?',
+}
+
+
+@pytest.mark.parametrize('key', UNCLEAR)
+def test_keys_that_something_may_read_are_set_with_a_warning(key, detector):
+    cfg = detector.copy()
+    cfg.optim_wrapper.paramwise_cfg = dict(conv_lr_mult=1)
+    cfg.custom = dict(type='OfAUser', optimizer=1)
+    (warning,) = merge_options(cfg, {key: 3})
+    assert warning.startswith(f'{key}=3: ')
+    assert UNCLEAR[key] in warning
+    assert '\n' not in warning
+    node = cfg
+    for part in key.split('.'):
+        node = node[part]
+    assert node == 3
+
+
 @pytest.mark.parametrize(
     ('values', 'says'),
     [
-        (dict(data_root=5), 'data_root must be a str, got 5'),
+        (dict(data_root=5), 'data_root must be a str or None, got 5'),
         (dict(load_from=5), 'load_from must be a str or None, got 5'),
         (dict(load_from=['a.pth']), 'load_from must be'),
-        (dict(work_dir=None), 'work_dir must be a str, got None'),
+        (dict(work_dir=5), 'work_dir must be a str or None, got 5'),
         (dict(model=3), 'model must be a dict, got 3'),
-        (dict(resume='yes'), "resume must be a bool, got 'yes'"),
+        (dict(resume='yes'), "resume must be a bool or None, got 'yes'"),
         (dict(default_scope=5), 'default_scope must be'),
         (dict(a=1), 'has no model, which this tool needs'),
         (dict(model=None), 'model must be a dict, got None'),
@@ -117,6 +213,10 @@ def test_keys_that_are_read_can_be_set(key, detector):
 def test_planted_value(values, says):
     with pytest.raises(ConfigError, match=says):
         check_values(Config(values), needed=['model'])
+
+
+def test_values_that_may_be_none():
+    check_values(Config(dict(work_dir=None, resume=None, data_root=None, load_from=None)))
 
 
 def test_values_of_our_configs(detector):
@@ -209,3 +309,33 @@ def test_errors_outside_of_building_are_not_changed(detector):
         raise RuntimeError('in training')
     with pytest.raises(TypeError, match='unexpected'), one_line_errors(detector):
         nn.Linear(unexpected=3)
+
+
+@pytest.mark.parametrize('error', [KeyError('x'), RuntimeError('x'), AttributeError('x')])
+def test_errors_within_a_class_keep_their_traceback(error):
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.look_up()
+
+        def look_up(self):
+            raise error
+
+    cfg = Config(dict(model=dict(type='Broken')))
+    MODELS.register_module(name='Broken', module=Broken, force=True)
+    try:
+        with pytest.raises(type(error)) as raised, one_line_errors(cfg):
+            MODELS.build(cfg.model)
+    finally:
+        MODELS.module_dict.pop('Broken')
+    assert raised.value is error
+    assert raised.traceback[-1].name == 'look_up'
+
+
+def test_planted_missing_argument():
+    cfg = Config(dict(model=dict(type='ACmixSAN'), part=dict(type='mmdet.FPN')))
+    with (
+        pytest.raises(ConfigError, match=r'part \(FPN\): .*missing 3 required'),
+        one_line_errors(cfg),
+    ):
+        MODELS.build(cfg.part)

@@ -277,3 +277,60 @@ def test_planted_shape(detector, tmp_path):
     torch.save(state_dict, tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=r'1 of the \d+ entries .* another shape \(head.weight\)'):
         check_fit(detector, str(tmp_path / 'a.pth'), complete=True)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'sizes', 'there', 'here'),
+    [
+        (
+            'ACmixSwin',
+            dict(embed_dims=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)),
+            dict(window_size=7),
+            dict(window_size=5),
+        ),
+        (
+            'ACmixPVT',
+            dict(embed_dims=16, num_layers=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)),
+            dict(pretrain_img_size=64),
+            dict(pretrain_img_size=128),
+        ),
+    ],
+)
+def test_weights_that_a_load_hook_interpolates_are_not_missing(kind, sizes, there, here, tmp_path):
+    def build(options):
+        return nn.ModuleDict(dict(backbone=MODELS.build(dict(type=kind, **sizes, **options))))
+
+    source, model = build(there).state_dict(), build(here)
+    assert any(source[name].shape != value.shape for name, value in model.state_dict().items())
+    torch.save(dict(state_dict=source), tmp_path / 'a.pth')
+    check_fit(model, str(tmp_path / 'a.pth'), complete=True)
+
+
+def test_planted_entries_that_are_no_tensors(tmp_path):
+    torch.save({'weight': torch.ones(2, 3), 'bias': 5}, tmp_path / 'a.pth')
+    with pytest.raises(
+        ValueError, match=r"a\.pth cannot be loaded \(entry 'bias' is a int"
+    ) as error:
+        check_fit(nn.Linear(3, 2), str(tmp_path / 'a.pth'), complete=False)
+    assert '\n' not in str(error.value).partition('To continue')[0].strip()
+
+
+@pytest.mark.parametrize('content', [[1], 5, None])
+def test_planted_state_dict_that_is_none(content, tmp_path):
+    state_dict = nn.Linear(3, 2).state_dict()
+    torch.save({'state_dict': content, 'model': state_dict}, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r"a\.pth cannot be loaded \(its 'state_dict' is a "):
+        check_fit(nn.Linear(3, 2), str(tmp_path / 'a.pth'), complete=False)
+
+
+class WithExtraState(nn.Linear):
+    def get_extra_state(self):
+        return {'scale': 1}
+
+    def set_extra_state(self, state):
+        self.scale = state['scale']
+
+
+def test_extra_state_that_is_no_tensor(tmp_path):
+    torch.save(WithExtraState(3, 2).state_dict(), tmp_path / 'a.pth')
+    check_fit(WithExtraState(3, 2), str(tmp_path / 'a.pth'), complete=True)

@@ -55,6 +55,30 @@ def test_data_root_needs_one_to_move():
         move_data_root(Config(dict(), filename=None), 'x')
 
 
+@pytest.mark.parametrize('value', ['5', 'None'])
+def test_data_root_must_be_a_folder(config, value):
+    with pytest.raises(SystemExit, match=f'data_root must be a str, got {value}'):
+        load(config, '--cfg-options', f'data_root={value}')
+
+
+def test_values_that_may_be_none(tmp_path):
+    (tmp_path / 'a.py').write_text('data_root = None\nwork_dir = None\nresume = None\n')
+    cfg = load(str(tmp_path / 'a.py'))
+    assert cfg.work_dir == 'work_dirs/a'
+    assert cfg.data_root is None
+    with pytest.raises(SystemExit, match=r'no top-level data_root'):
+        load(str(tmp_path / 'a.py'), '--cfg-options', 'data_root=b')
+
+
+@pytest.mark.parametrize('rank', ['0', '1'])
+def test_one_process_warns_of_a_key_that_nothing_may_read(config, rank, monkeypatch, capsys):
+    monkeypatch.setenv('LOCAL_RANK', rank)
+    assert load(config, '--cfg-options', 'my_var=3').my_var == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [] if rank == '1' else 'Warning: my_var=3: ' in lines[0]
+    assert len(lines) == (rank == '0')
+
+
 def test_memory_is_pinned_for_a_gpu_only(config):
     assert load(config).train_dataloader.pin_memory is torch.cuda.is_available()
 
@@ -95,10 +119,7 @@ def test_one_process_of_a_machine_reports_what_is_missing(monkeypatch):
         (['modle.x=1'], 'modle.x=1: the config has no modle'),
         (['load_from=5'], 'load_from must be a str or None, got 5'),
         (['data_root=5'], 'data_root must be a str, got 5'),
-        (
-            ['train_dataloader.dataset.ann_flie=x'],
-            'Did you mean train_dataloader.dataset.ann_file?',
-        ),
+        (['train_dataloader.batchsize=3'], 'Did you mean train_dataloader.batch_size?'),
     ],
 )
 def test_planted_options(config, options, says):

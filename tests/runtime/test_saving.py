@@ -5,12 +5,15 @@ benchmarks/stress.py does the same with demo models, and more often.
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from tiny_training import TinyMetric, tiny_config
@@ -18,8 +21,11 @@ from tiny_training import TinyMetric, tiny_config
 from acmix_mm import runtime
 from acmix_mm.checkpoints.files import read_checkpoint
 from acmix_mm.hooks import ResumableCheckpointHook
+from acmix_mm.hooks.checkpoint import _RemovesLater
 from acmix_mm.runtime import build_runner, resume
+from acmix_mm.runtime.saving import name_checkpoint_hook
 from benchmarks import stress
+from tools import train as train_tool
 
 LAST = {True: 'epoch_4.pth', False: 'iter_16.pth'}
 
@@ -208,7 +214,7 @@ def test_the_former_best_checkpoint_goes_after_the_next_one(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     'named', ['CheckpointHook', 'mmengine.CheckpointHook', 'mmengine.hooks.CheckpointHook',
-              CheckpointHook, None],
+              'mmengine.hooks.checkpoint_hook.CheckpointHook', CheckpointHook, None],
 )  # fmt: skip
 def test_every_config_gets_the_hook(tmp_path, named):
     cfg = tiny_config(tmp_path)
@@ -227,3 +233,177 @@ def test_a_hook_of_another_class_is_left_alone(tmp_path):
     cfg = tiny_config(tmp_path)
     cfg.default_hooks.checkpoint.type = Own
     assert [type(h) for h in build_runner(cfg).hooks if isinstance(h, CheckpointHook)] == [Own]
+
+
+def test_a_hook_with_the_same_last_name_is_left_alone(tmp_path, monkeypatch):
+    class Own(CheckpointHook):
+        pass
+
+    module = ModuleType('own_project')
+    module.CheckpointHook = Own
+    monkeypatch.setitem(sys.modules, 'own_project', module)
+    cfg = tiny_config(tmp_path)
+    cfg.default_hooks.checkpoint.type = 'own_project.CheckpointHook'
+    name_checkpoint_hook(cfg)
+    assert cfg.default_hooks.checkpoint.type == 'own_project.CheckpointHook'
+
+
+def edit(file: Path, **info) -> None:
+    """Change what a checkpoint says of the others."""
+    checkpoint = torch.load(file, weights_only=False)
+    checkpoint['message_hub']['runtime_info'].update(info)
+    checkpoint['message_hub']['resumed_keys'].update(dict.fromkeys(info, True))
+    torch.save(checkpoint, file)
+
+
+@pytest.mark.parametrize('scores', [['score'], ['score', 'other']])
+@pytest.mark.parametrize(
+    'victim', ['elsewhere/best_score_epoch_1.pth', 'run/../best_score.pth', 'run/notes.txt', 'data']
+)
+def test_resuming_removes_nothing_that_is_not_its_own(tmp_path, monkeypatch, victim, scores):
+    metrics = TinyMetric.compute_metrics
+    monkeypatch.setattr(
+        TinyMetric, 'compute_metrics', lambda *a: dict.fromkeys(scores, metrics(*a)['score'])
+    )
+    options = dict(save_best=scores if len(scores) > 1 else scores[0], rule='greater')
+    train(tmp_path / 'whole')
+    work_dir = tmp_path / 'run'
+    work_dir.mkdir()
+    (work_dir / 'epoch_2.pth').write_bytes((tmp_path / 'whole/epoch_2.pth').read_bytes())
+    path = tmp_path / victim
+    if victim == 'data':
+        path.mkdir()
+    else:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('precious')
+    info = dict(best_ckpt=str(path), best_ckpt_score=str(path), best_ckpt_other=str(path))
+    edit(work_dir / 'epoch_2.pth', **info)
+    train(work_dir, **options)
+    assert path.exists()
+    assert [*work_dir.glob('best_score_epoch_*')] == [work_dir / 'best_score_epoch_4.pth']
+
+
+@pytest.mark.parametrize('ids', [['../precious', 1, 2], 'xyz', [None, {}], 3])
+def test_steps_that_are_none_are_forgotten(tmp_path, ids):
+    options = dict(max_keep_ckpts=1, filename_tmpl='{}.pth')
+    work_dir = tmp_path / 'run'
+    (tmp_path / 'precious.pth').touch()
+    train(work_dir, **options)
+    edit(work_dir / '4.pth', keep_ckpt_ids=ids)
+    train(work_dir, **options)
+    assert (tmp_path / 'precious.pth').exists()
+    assert (work_dir / '4.pth').exists()
+
+
+def test_the_checkpoint_hook_writes_into_its_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"filename_tmpl='\.\./\{\}\.pth' .* contains a folder"):
+        ResumableCheckpointHook(filename_tmpl='../{}.pth')
+    ResumableCheckpointHook(filename_tmpl='a{}.pth')
+
+
+def test_the_backend_removes_nothing_outside_its_folder(tmp_path):
+    backend = _RemovesLater(LocalBackend(), str(tmp_path / 'run'))
+    with pytest.raises(ValueError, match='is not removed: it is not in'):
+        backend.remove(str(tmp_path / 'run/../other'))
+
+
+def test_a_best_checkpoint_in_the_place_of_the_former_one_stays(tmp_path):
+    work_dir = tmp_path / 'run'
+    cfg = tiny_config(work_dir, False, save_best='score', rule='greater')
+    cfg.default_hooks.checkpoint.by_epoch = True  # so that each name contains epoch 0
+    build_runner(cfg).train()
+    best = work_dir / 'best_score_epoch_0.pth'
+    assert read_checkpoint(best)['meta']['iter'] == 16
+
+
+def test_a_checkpoint_in_the_place_of_the_former_one_stays(tmp_path):
+    for _ in range(2):
+        train(tmp_path / 'run', max_keep_ckpts=1, filename_tmpl='newest.pth')
+        assert read_checkpoint(tmp_path / 'run/newest.pth')['meta']['epoch'] == 4
+
+
+def test_what_a_killed_training_could_not_remove_goes_when_it_resumes(tmp_path, monkeypatch):
+    work_dir = tmp_path / 'run'
+    with monkeypatch.context() as patch:
+
+        def killed(backend):
+            if len([*work_dir.glob('epoch_*.pth')]) == 2:
+                raise KeyboardInterrupt
+
+        patch.setattr(_RemovesLater, 'remove_now', killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(work_dir, max_keep_ckpts=1)
+    (work_dir / 'epoch_x.pth').touch()
+    names = sorted(file.name for file in work_dir.glob('epoch_*'))
+    assert names == ['epoch_1.pth', 'epoch_2.pth', 'epoch_x.pth']
+    train(work_dir, max_keep_ckpts=1)
+    names = sorted(file.name for file in work_dir.glob('epoch_*'))
+    assert names == ['epoch_4.pth', 'epoch_x.pth']
+
+
+FULL_DISK = """
+from mmengine.dist import get_rank
+from mmengine.runner import Runner
+
+def full(self, *args, **kwargs):
+    if get_rank() == 0:
+        raise OSError(28, 'No space left on device')
+
+Runner.save_checkpoint = full
+try:
+    runtime.train(cfg)
+except SystemExit as error:
+    print(f'{get_rank()}: {error}\\n', end='', flush=True)
+"""
+
+
+def test_all_processes_of_a_job_learn_that_the_disk_is_full(tmp_path):
+    script = TWO_PROCESSES.replace('runtime.train(cfg)', FULL_DISK)
+    (tmp_path / 'job.py').write_text(script)
+    launch = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node',
+        '2',
+    ]
+    command = [*launch, tmp_path / 'job.py', Path(__file__).parents[1], tmp_path]
+    job = subprocess.run(command, timeout=60, capture_output=True, text=True)
+    message = f'The checkpoint {tmp_path}/epoch_1.pth cannot be written: No space left on device.'
+    for rank in (0, 1):
+        assert f'{rank}: {message}' in job.stdout
+    assert job.returncode == 0, 'no process hangs or crashes'
+
+
+def test_the_newest_checkpoint_is_chosen_when_no_other_training_runs(tmp_path, monkeypatch):
+    """Choose inside the lock: a training that ended a moment ago has saved another one."""
+    train(tmp_path / 'whole')
+    work_dir = tmp_path / 'run'
+    work_dir.mkdir()
+    (work_dir / 'epoch_1.pth').write_bytes((tmp_path / 'whole/epoch_1.pth').read_bytes())
+
+    @contextmanager
+    def locked(cfg):
+        (work_dir / 'epoch_3.pth').write_bytes((tmp_path / 'whole/epoch_3.pth').read_bytes())
+        (work_dir / 'epoch_1.pth').unlink()
+        yield
+
+    cfg = tiny_config(work_dir)
+    monkeypatch.setattr('acmix_mm.runtime.config.locked', locked)
+    monkeypatch.setattr('tools.train.load_config', lambda *args: cfg)
+    monkeypatch.setattr('tools.train.require_inputs', lambda *args, **kwargs: None)
+    train_tool.main(['config.py', '--resume'])
+    assert cfg.load_from == str(work_dir / 'epoch_3.pth')
+    assert sorted(file.name for file in work_dir.glob('*.pth')) == ['epoch_3.pth', 'epoch_4.pth']
+
+
+def test_weights_to_begin_from_are_checked_if_there_is_nothing_to_resume(tmp_path, monkeypatch):
+    cfg = tiny_config(tmp_path / 'run')
+    cfg.load_from = str(tmp_path / 'gone.pth')
+    with pytest.raises(SystemExit, match=r'gone\.pth'):
+        runtime.train(cfg, resume_newest=True)
+    train(tmp_path / 'whole')
+    (tmp_path / 'run/epoch_4.pth').write_bytes((tmp_path / 'whole/epoch_4.pth').read_bytes())
+    runtime.train(cfg, resume_newest=True)  # does not need them
+    assert cfg.load_from == str(tmp_path / 'run/epoch_4.pth')

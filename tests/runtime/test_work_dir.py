@@ -107,6 +107,21 @@ def test_options_of_the_hook(tmp_path):
     assert newest(tiny_config(tmp_path / 'run')) is None
 
 
+@pytest.mark.parametrize(
+    ('template', 'name', 'other'),
+    [
+        ('epoch_{:03d}.pth', 'epoch_004.pth', 'iter_004.pth'),
+        ('[a]{}.pth', '[a]4.pth', 'a5.pth'),
+        ('{{x}}_{0}.pth', '{x}_4.pth', 'x_5.pth'),
+        ('newest.pth', 'newest.pth', 'newest_5.pth'),
+    ],
+)
+def test_templates_of_names(tmp_path, template, name, other):
+    save(tmp_path / 'run' / name, 4)
+    save(tmp_path / 'run' / other, 5)
+    assert newest(tiny_config(tmp_path / 'run', filename_tmpl=template)) == name
+
+
 def test_resume(run, tmp_path, capsys):
     run.randomness = dict(seed=None, deterministic=True)
     resume(run, 'auto')
@@ -200,3 +215,10 @@ def test_a_work_dir_that_cannot_be_made(tmp_path):
     error = pytest.raises(SystemExit, match=r'work dir .*file/run cannot be used: Not a directory')
     with error, locked(cfg):
         pass
+
+
+def test_a_system_without_locks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'fcntl', None)
+    with locked(tiny_config(tmp_path)):
+        pass
+    assert 'cannot be locked on this system: start only one training' in capsys.readouterr().err

@@ -70,7 +70,37 @@ def test_equal_results_are_no_difference(tool_module, results):
     same = [tool_module.Result('bccd', 'plain', r.seed, 'box AP', r.value, 1) for r in learned]
     difference = tool_module.compare([*learned, *same])['bccd', 'plain']
     assert (difference.mean, difference.half_width) == (0, 0)
-    assert difference.verdict == 'no difference seen'
+    assert difference.verdict == 'too few values', 'equal gains say nothing about their spread'
+
+
+def test_results_that_cannot_be_compared(tool_module, results, tmp_path):
+    with pytest.raises(SystemExit, match='No such file'):
+        tool_module.main(['--report', str(tmp_path / 'r.csv'), '--work-dir', str(tmp_path)])
+    assert not list(tmp_path.iterdir()), 'nothing is overwritten'
+    tool_module.write_results(results, tmp_path)
+    text = (tmp_path / 'results.csv').read_text()
+    (tmp_path / 'r.csv').write_text(text.replace('50', 'nan'))
+    (tmp_path / 's.csv').write_text('a,b\n1,2\n')
+    for name, says in (('r', 'has the value nan for'), ('s', 'is no table of results')):
+        with pytest.raises(SystemExit, match=says):
+            tool_module.main(
+                ['--report', str(tmp_path / f'{name}.csv'), '--work-dir', str(tmp_path)]
+            )
+    assert (tmp_path / 'results.csv').read_text() == text
+
+
+def test_configs_of_one_name_are_refused(tool_module, capsys):
+    with pytest.raises(SystemExit):
+        tool_module.main(['a/x.py', 'b/x.py'])
+    assert 'several configs are called x' in capsys.readouterr().err
+
+
+def test_data_root_is_that_of_the_config(tool_module, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tool_module.main(['--dry-run', '--seeds', '1', '--modes', 'learned', '--data-root', '/data'])
+    out = capsys.readouterr().out
+    assert 'data_root=/data/bccd/' in out
+    assert 'data_root=/data/camvid/' in out
 
 
 def test_report_is_made_from_the_csv_alone(tool_module, results, tmp_path, capsys):

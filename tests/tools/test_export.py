@@ -176,7 +176,7 @@ def test_dynamic_trace(export, capsys, paths):
 def test_size_of_no_whole_number_of_patches(export, capsys, paths):
     arguments = ('--out', 'x', '--format', 'onnx', '--dynamic', '--size', '64', '90')
     message = exits(export, capsys, *paths, *arguments)
-    assert message.endswith('argument --size: with --dynamic, multiples of 32, got [64, 90]')
+    assert message == '--dynamic needs a --size of multiples of 32, got 64 90.'
 
 
 def test_folder(export, capsys, paths, tmp_path):
@@ -184,11 +184,18 @@ def test_folder(export, capsys, paths, tmp_path):
     assert f"argument --out: '{tmp_path}' is a folder" in message
 
 
+def test_model_whose_outputs_are_not_finite(export):
+    """It could not be compared: no difference from NaN is larger than another one."""
+    compare = export.compare
+    with pytest.raises(ValueError, match='the model itself gives NaN or infinite values'):
+        compare(lambda x: [x], lambda x: [x * float('nan')], (1, 3, 8, 8), torch.float32)
+
+
 def test_unwritable(export, capsys, paths, tmp_path):
     (tmp_path / 'file').touch()
     out = str(tmp_path / 'file' / 'model.pt')
     message = exits(export, capsys, *paths, *SIZE, '--out', out, '--format', 'torchscript')
-    assert out in message
+    assert f'--out {tmp_path / "file"}: nothing can be written there (it is a file)' in message
 
 
 def test_onnx_is_not_installed(export, capsys, paths, monkeypatch):

@@ -92,7 +92,7 @@ def test_video(infer, images, tmp_path):
     writer.release()
     out = infer(DETECTOR, tmp_path / 'film.mp4')
     assert len(json.loads((out / 'predictions' / 'film.mp4.json').read_text())) == 3
-    assert len(mmcv.VideoReader(str(out / 'pictures' / 'film.mp4'))) == 3
+    assert len(mmcv.VideoReader(str(out / 'pictures' / 'film.mp4.mp4'))) == 3
 
 
 def test_damaged_image_does_not_stop_the_others(infer, images, capsys):

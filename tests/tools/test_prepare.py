@@ -56,6 +56,7 @@ def test_bccd_becomes_coco_at_half_the_size(prepare, tmp_path, capsys):
 
 def test_camvid_is_split_in_time(prepare, tmp_path):
     train = ['0001TP_007980', '0001TP_008010', '0001TP_008070', '0001TP_008100', '0006R0_f03390']
+    train += ['0016E5_08190', '0016E5_08250']  # 31 and 91 frames after the official images
     val = ['0016E5_07959', '0016E5_07961', '0016E5_07989']
     names = [*(f'train/{n}' for n in train), *(f'val/{n}' for n in val), 'test/Seq05VD_f00000']
     write_camvid(tmp_path / 'clone', names)
@@ -63,7 +64,7 @@ def test_camvid_is_split_in_time(prepare, tmp_path):
     lists = {
         p: (tmp_path / 'out' / 'splits' / f'{p}.txt').read_text().split() for p in ('train', 'val')
     }
-    assert lists['train'] == ['train/0001TP_007980']
+    assert lists['train'] == ['train/0001TP_007980', 'train/0016E5_08250']
     assert lists['val'] == [
         'train/0001TP_008100', 'train/0006R0_f03390', 'val/0016E5_07959', 'val/0016E5_07989',
     ]  # fmt: skip

@@ -11,8 +11,9 @@ of the config, see MODES.
 ``results.csv`` in --work-dir has a line for each run. What it has already, such as the runs of
 another machine, is not run again. ``results.md`` and ``results.png`` are made from it alone, and
 --report makes them again without training. They show mean and standard deviation
-of each mode, and its difference from the mode ``learned``, paired by seed, with an interval of
-Student's t distribution at 95 %, by Holm's method over all comparisons.
+of each mode, and its difference from the mode ``learned``, paired by seed, with the interval of
+Student's t distribution at the level at which Holm's method tests it. The verdicts "better" and
+"worse" of all comparisons hold together at 95 %.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -33,7 +35,7 @@ from scipy import stats
 from acmix_mm.preflight.arguments import whole_number
 from acmix_mm.runtime.markdown import table
 from acmix_mm.runtime.output import write_output
-from acmix_mm.runtime.training_run import RunError, TrainingRun, signals_interrupt
+from acmix_mm.runtime.training_run import RunError, TrainingRun, end_all, signals_interrupt
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [
@@ -102,7 +104,13 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval allows to say of the baseline."""
+        """What the interval allows to say of the baseline.
+
+        Differences that are all equal, as metrics that are rounded may give, say nothing about how
+        they vary.
+        """
+        if self.half_width == 0:
+            return 'too few values'
         if abs(self.mean) <= self.half_width:
             return 'no difference seen'
         return 'better' if self.mean > 0 else 'worse'
@@ -208,32 +216,46 @@ def draw(results: Sequence[Result]) -> Figure:
 
 
 def read_results(file: Path) -> list[Result]:
-    """Read results.csv."""
-    if not file.exists():
-        return []
+    """Read results.csv.
+
+    Raises:
+        ValueError: It is not such a file, or a value is not a finite number.
+    """
     with file.open(newline='') as lines:
         rows = list(csv.DictReader(lines))
-    return [
-        Result(
-            row['config'], row['mode'], int(row['seed']), row['metric'],
-            float(row['value']), float(row['seconds']),
-        )
-        for row in rows
-    ]  # fmt: skip
+    try:
+        results = [
+            Result(
+                row['config'], row['mode'], int(row['seed']), row['metric'],
+                float(row['value']), float(row['seconds']),
+            )
+            for row in rows
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{file} is no table of results: {error!r}') from error
+    for result in results:
+        if not isfinite(result.value):
+            raise ValueError(f'{file} has the value {result.value} for {result}')
+    return results
 
 
 def write_results(results: Sequence[Result], folder: Path) -> None:
-    """Write results.csv, results.md and results.png, and print the tables."""
+    """Write results.csv, and what :func:`write_report` writes."""
     sheet = StringIO()
     writer = csv.DictWriter(sheet, [field.name for field in fields(Result)], lineterminator='\n')
     writer.writeheader()
     writer.writerows(map(asdict, results))
     write_output(folder / 'results.csv', sheet.getvalue())
+    write_report(results, folder)
+
+
+def write_report(results: Sequence[Result], folder: Path) -> None:
+    """Write results.md and results.png, and print the tables."""
     text = report(results)
     write_output(folder / 'results.md', text)
     if results:
         draw(results).savefig(folder / 'results.png', dpi=150)
-    print(f'\n{text}\n{folder / "results.csv"}')
+    print(f'\n{text}\n{folder / "results.md"}')
 
 
 class Job:
@@ -264,7 +286,7 @@ class Job:
     def result(self) -> Result | None:
         """Return the result, or None before the test has ended."""
         for name, value in self.run.metrics().items():
-            if name in METRICS:
+            if name in METRICS and isfinite(value):
                 label, factor = METRICS[name]
                 file = self.run.work_dir / 'seconds'
                 seconds = float(file.read_text()) if file.exists() else 0.0
@@ -284,6 +306,8 @@ class Job:
         if whole:
             seconds = f'{time.monotonic() - begun:.1f}'
             write_output(self.run.work_dir / 'seconds', seconds)
+        if self.result() is None:
+            return f'the test gave no {" or ".join(METRICS)}; see {self.run.log}'
         return None
 
 
@@ -298,8 +322,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> list[str]:
                 faults.append(f'{job}: {fault}')
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for job in jobs:
-            job.run.end()
+        end_all([job.run for job in jobs])
     return faults
 
 
@@ -312,19 +335,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--seeds', type=whole_number(1), default=5, help='number of seeds')
     parser.add_argument('--modes', nargs='+', choices=MODES, default=MAIN_MODES)
     parser.add_argument('--jobs', type=whole_number(1), default=2, help='trainings at a time')
-    parser.add_argument('--data-root', help='folder that has the data sets bccd and camvid')
+    parser.add_argument(
+        '--data-root', type=Path, help='folder that has the data sets, such as bccd and camvid'
+    )
     parser.add_argument('--options', nargs='+', default=[], metavar='KEY=VALUE')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare_paths'))
     parser.add_argument('--dry-run', action='store_true', help='print the commands alone')
     parser.add_argument('--report', type=Path, metavar='CSV', help='report these results again')
     args = parser.parse_args(argv)
-    if args.report:
-        write_results(read_results(args.report), args.work_dir)
-        return
-    known = read_results(args.work_dir / 'results.csv')
+    try:
+        if args.report:
+            write_report(read_results(args.report), args.work_dir)
+            return
+        file = args.work_dir / 'results.csv'
+        known = read_results(file) if file.exists() else []
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    names = [config.stem for config in args.configs]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        parser.error(f'several configs are called {", ".join(sorted(repeated))}')
     done = {(result.config, result.mode, result.seed) for result in known}
+    options = {config: _data(config, args.data_root) for config in args.configs}
     jobs = [
-        Job(config, mode, seed, args.work_dir, [*_data(config, args.data_root), *args.options])
+        Job(config, mode, seed, args.work_dir, [*options[config], *args.options])
         for config in args.configs
         for seed in range(args.seeds)
         for mode in args.modes
@@ -346,10 +379,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit('\n'.join([f'{len(faults)} of {len(jobs)} runs failed:', *faults]))
 
 
-def _data(config: Path, data_root: str | None) -> list[str]:
+def _data(config: Path, data_root: Path | None) -> list[str]:
+    """Options that look for the data of a config in another folder, under the same name."""
     if data_root is None:
         return []
-    return [f'data_root={data_root}/{"bccd" if "bccd" in config.stem else "camvid"}/']
+    try:
+        name = Path(TrainingRun(str(config), Path()).read_config().data_root).name
+    except (AttributeError, RunError) as error:
+        sys.exit(f'--data-root: {config} has no data_root ({error}).')
+    return [f'data_root={data_root / name}/']
 
 
 def _results(jobs: Iterable[Job]) -> list[Result]:

