@@ -118,7 +118,12 @@ class _MacsByPart:
         self._watched: list[tuple[nn.Module, str]] = []
 
     def __enter__(self) -> None:
+        # A layer treats a projection whose `forward` was replaced as one that it does not know.
+        layers = [m for m in self._model.modules() if hasattr(m, 'shift_conv')]
+        inner = {child for layer in layers for child in layer.children()}
         for name, module in self._model.named_modules():
+            if module in inner:
+                continue
             for method in ('forward', 'predict'):
                 if hasattr(module, method) and method not in vars(module):
                     watched = self._watch(getattr(module, method), name.split('.')[0])

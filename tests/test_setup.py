@@ -129,6 +129,7 @@ def test_metadata_asks_pip_for_no_library_with_compiled_dependants(unpacked_sdis
     assert set(distribution.metadata.get_all('Provides-Extra')) == {
         'det',
         'seg',
+        'export',
         'pretrain',
         'test',
         'dev',

@@ -6,6 +6,7 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 from ..ops import pointwise_conv
+from ..ops.torch_compat import is_exporting
 
 _HOOKS = (
     '_forward_pre_hooks',
@@ -45,8 +46,9 @@ def is_known_by_weights(linear: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     """Return whether a layer's linear map computes what its weights say, and nothing else.
 
     It may not if another module, such as an adapter or a quantized layer, has been put in its
-    place, or if hooks, such as those of ``torch.nn.utils.weight_norm``, or a replaced ``forward``
-    may change its input, its weights or its output.
+    place, if its weight is made by another tool, such as ``torch.nn.utils.weight_norm``, or if
+    hooks or a replaced ``forward`` may change its input or output. Hooks while ``torch.export``
+    records a graph are its own.
 
     Args:
         linear: The map, or what stands in its place.
@@ -57,9 +59,8 @@ def is_known_by_weights(linear: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
         >>> is_known_by_weights(nn.Sequential(nn.Conv2d(4, 12, 1)))
         False
     """
-    return (
-        type(linear) in (nn.Linear, nn.Conv2d, PointwiseConv)
-        and type(linear.weight) in (nn.Parameter, Tensor)
-        and 'forward' not in vars(linear)
-        and not any(getattr(linear, hooks) for hooks in _HOOKS)
-    )
+    if type(linear) not in (nn.Linear, nn.Conv2d, PointwiseConv):
+        return False
+    changed = 'weight' not in linear._parameters or 'forward' in vars(linear)
+    hooked = any(getattr(linear, hooks) for hooks in _HOOKS) and not is_exporting()
+    return not changed and not hooked
