@@ -25,12 +25,13 @@ needs_opcheck = needs_torch('2.4', 'torch.library.opcheck')
 needs_fused_attention = needs_torch('2.5', 'fused attention under a mask on CPUs')
 needs_half_on_cpu = needs_torch('2.5', 'float16 on CPUs')
 needs_safe_torch_load = needs_torch('2.6', 'torch.load reads weights only by default')
+needs_safe_globals = needs_torch('2.5', 'torch.serialization.safe_globals')
 # Both ways in which checkpoints are read.
 LOADERS = [
     pytest.param(
         unpickler.load_restricted,
         id='torch',
-        marks=needs_torch('2.5', 'torch.serialization.safe_globals'),
+        marks=needs_safe_globals,
     ),
     pytest.param(unpickler._load_with_own_unpickler, id='older torch'),
 ]

@@ -75,8 +75,8 @@ def shift_conv(
     """See :func:`acmix_mm.ops.shift_conv`."""
     maps = complete_maps(maps, projection, fc_weight.shape[-1])
     stacked = maps[0] if len(maps) == 1 else torch.cat([*maps], 1)
-    groups, size = stacked.shape[2], kernel.shape[-1]
-    padding = dilation * (size // 2)
+    groups = stacked.shape[2]
+    padding = dilation * (int(kernel.shape[-1]) // 2)  # a tensor while torch.jit traces
     weight = compose(fc_weight, kernel).to(stacked.dtype)
     maps_of_groups = stacked.transpose(1, 2).flatten(1, 2)
     out = F.conv2d(maps_of_groups, weight, None, stride, padding, dilation, groups)
