@@ -246,50 +246,71 @@ class WindowACmix(BaseModule):
         Returns:
             Tensor: ``(B, H', W', C)``, rolled.
         """
-        side = self.window_size
-        rows, columns = (length // side for length in qkv.shape[1:3])
-        qkv = qkv.unflatten(1, (rows, side)).unflatten(3, (columns, side))
+        rows, columns = (length // self.window_size for length in qkv.shape[1:3])
+        qkv = qkv.unflatten(1, (rows, -1)).unflatten(3, (columns, -1))
         qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_channels))
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # 3, B, rows, columns, N, side, side, D
-        qkv = qkv.flatten(5, 6).flatten(2, 3)  # 3, B, windows, N, pixels, D
-        bias = self._attention_bias(size, shifts).to(qkv.dtype)
-        # The fused kernels take four axes. If all windows have one bias they join the batch; if
-        # not, they join the heads, and the images of a batch share the biases. (`len` would fix
-        # the number of windows for good where a compiler leaves sizes open.)
-        shared = bias.shape[0] == 1
-        start = 1 if shared else 2
-        q, k, v = qkv.flatten(start, start + 1).unbind()
+        bias = self._position_bias()
+        if masks := self._axis_masks(size, shifts, bias):
+            # Masks of rows are empty but for the last windows. So the other rows share the biases
+            # of one row; a bias for each window would take more memory than the map.
+            row_masks, column_masks = masks
+            last = rows if sizes_are_open(size) else min(rows, 2 if self.mask_padding else 1)
+            bias = bias + column_masks[:, None, None, :, None, :]
+            last_bias = bias + row_masks[-last:, None, None, :, None, :, None]
+            parts = [self._attend_windows(qkv[:, rows - last :], last_bias)]
+            if rows > last:
+                parts.insert(0, self._attend_windows(qkv[:, : rows - last], bias))
+            out = torch.cat(parts, 1)
+        else:
+            out = self._attend_windows(qkv, bias)
+        return self.proj(out.flatten(5, 6).flatten(3, 4).flatten(1, 2))
+
+    def _attend_windows(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """Attention in windows.
+
+        Args:
+            qkv: ``(B, rows, M, columns, M, 3, N, D)``.
+            bias: Summand of the logits, ``(N, M, M, M, M)``, after axes for the columns, or the
+                rows and columns, of windows if it depends on them.
+
+        Returns:
+            Tensor: ``(B, rows, M, columns, M, N, D)``.
+        """
+        side, columns = qkv.shape[2:4]
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6)  # 3, B, rows, columns, N, pixels, D
+        bias = bias.to(qkv.dtype).flatten(-2).flatten(-3, -2)
+        # The fused kernels take four axes: those of the bias are the heads, the others the batch.
+        q, k, v = qkv.flatten(1, 6 - bias.dim()).flatten(2, -3).unbind()
         out = _attention(
             q,
             k,
             v,
-            bias if shared else bias.flatten(0, 1).unsqueeze(0),
+            bias.flatten(0, -3).unsqueeze(0),
             self.attn_drop_rate if self.training else 0.0,
             self.scale,
         )
-        out = out.reshape(-1, rows, columns, self.num_heads, side, side, self.head_channels)
-        return self.proj(out.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2))
+        out = out.reshape(-1, qkv.shape[2], columns, self.num_heads, side, side, self.head_channels)
+        return out.permute(0, 1, 4, 2, 5, 3, 6)
 
-    def _attention_bias(self, size: Sequence[int], shifts: Shifts) -> Tensor:
-        """Return the summand of the logits: (windows, N, pixels, pixels), or (1, ...) for all."""
-        side = self.window_size
+    def _position_bias(self) -> Tensor:
+        """(N, M, M, M, M): rows of q, columns of q, rows of k, columns of k."""
         table: Tensor = self.relative_position_bias_table
-        bias = table[_relative_position_index(side, table.device)]
-        bias = bias.T.unflatten(1, (side,) * 4)  # N, rows of q, columns of q, of k, of k
-        masked = _shifted(shifts) or (
-            self.mask_padding and (sizes_are_open(size) or any(length % side for length in size))
+        bias = table[_relative_position_index(self.window_size, table.device)]
+        return bias.T.unflatten(1, (self.window_size,) * 4)
+
+    def _axis_masks(
+        self, size: Sequence[int], shifts: Shifts, bias: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Masks over the rows and over the columns, see :func:`_axis_mask`, if any."""
+        side = self.window_size
+        padded = sizes_are_open(size) or any(length % side for length in size)
+        if not _shifted(shifts) and not (self.mask_padding and padded):
+            return None
+        rows, columns = (
+            _axis_mask(length, side, shift, self.mask_padding, bias.dtype, bias.device)
+            for length, shift in zip(size, shifts, strict=True)
         )
-        if masked:
-            rows, columns = (
-                _axis_mask(length, side, shift, self.mask_padding, bias.dtype, bias.device)
-                for length, shift in zip(size, shifts, strict=True)
-            )
-            bias = bias + rows[:, None, None, :, None, :, None]
-            bias = bias + columns[:, None, None, :, None, :]
-            bias = bias.flatten(0, 1)
-        else:
-            bias = bias.unsqueeze(0)
-        return bias.flatten(4, 5).flatten(2, 3)
+        return rows, columns
 
     def _reset_attention_bias(self) -> None:
         if self.mix.uses_attention:

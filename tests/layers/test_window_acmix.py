@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from versions import needs_compiler, needs_fused_attention, needs_half_on_cpu
 
 from acmix_mm.layers import WindowACmix
@@ -248,6 +249,27 @@ def test_convolution_path_reads_the_projections_in_place():
     layer.shift_conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     layer(torch.randn(2, 7, 14, 12))
     assert seen[0].data_ptr() == projected[0].data_ptr()
+
+
+class LargestBias(TorchDispatchMode):
+    """Counts the elements of the largest bias or mask given to a fused attention."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        mask = (kwargs or {}).get('attn_mask')
+        if mask is not None:
+            self.elements = max(self.elements, mask.numel() // mask.shape[0])
+        return func(*args, **kwargs or {})
+
+
+@needs_fused_attention
+@pytest.mark.parametrize(('mask_padding', 'rows'), [(False, 1), (True, 2)])
+def test_biases_of_shifted_windows_are_shared(mask_padding, rows):
+    layer = randomized(8, 2, window_size=4, shift_size=2, mask_padding=mask_padding)
+    with torch.no_grad(), LargestBias() as largest:
+        layer(torch.randn(1, 31, 19, 8))  # 8 x 5 windows
+    assert largest.elements == rows * 5 * 2 * 4**4
 
 
 @needs_fused_attention
