@@ -88,14 +88,14 @@ PAIRINGS = {pairing(cfg.model): name for name, cfg in CONFIGS.items()}.values()
 
 
 def test_all_configs_are_found():
-    assert len(NAMES) == 65
+    assert len(NAMES) == 66
     assert len(NEED_MMPRETRAIN) == 10
 
 
 @needs_mmpretrain
 def test_all_configs_are_parsed():
-    assert len(CONFIGS) == 65
-    assert len(PAIRINGS) == 30
+    assert len(CONFIGS) == 66
+    assert len(PAIRINGS) == 31
 
 
 @pytest.mark.parametrize('name', CONFIGS)

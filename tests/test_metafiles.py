@@ -77,6 +77,17 @@ def test_published_figures_are_those_of_the_readme(model):
     assert row.endswith(f' {model["Published"]["Metrics"]["Top 1 Accuracy"]} |')
 
 
+def test_figures_of_plain_backbones_have_a_source():
+    """They were published for the same head and schedule."""
+    plain = {m['Name']: m['Plain Backbone'] for m in MODELS if 'Plain Backbone' in m}
+    assert len(plain) == 9
+    for name, figures in plain.items():
+        assert set(figures) == {'Source', 'Metrics'}
+        assert figures['Source'].startswith('https://github.com/LeapLabTHU/Slide-Transformer/')
+        coco = name.endswith('coco')
+        assert set(figures['Metrics']) == ({'box AP', 'mask AP'} if coco else {'mIoU'})
+
+
 def test_names_are_unique():
     names = [model['Name'] for model in MODELS]
     names += [collection['Name'] for content in CONTENTS for collection in content['Collections']]

@@ -50,7 +50,28 @@ METRICS = {
     'mIoU': ('mIoU', 1),
     'accuracy/top1': ('Top 1 Accuracy', 1),
 }
-COLUMNS = ('model', 'state', 'metric', 'ours', 'published', 'source')
+COLUMNS = (
+    'model', 'state', 'metric', 'ours', 'published', 'source', 'plain backbone',
+    'its source',
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures that others published.
+
+    Args:
+        metrics: Metrics by their names in metafiles.
+        source: Address of the publication; empty if nothing was published.
+    """
+
+    metrics: dict[str, float]
+    source: str
+
+    @classmethod
+    def of(cls, entry: dict) -> 'Figures':
+        """Read them from the part of a metafile, which is empty if there are none."""
+        return cls(entry.get('Metrics', {}), entry.get('Source', ''))
 
 
 @dataclass(frozen=True)
@@ -61,15 +82,15 @@ class Model:
         name: Name of the model, also used as the folder name.
         config: Path of its config.
         task: Task of the model, one of the values of ``TASKS``.
-        published: Published metrics of the model by their names in metafiles.
-        source: Address of the publication; empty if nothing was published.
+        published: Those of the model.
+        plain: Those of the same model with the plain backbone.
     """
 
     name: str
     config: str
     task: str
-    published: dict[str, float]
-    source: str
+    published: Figures
+    plain: Figures
 
 
 def read_models(index: Path) -> list[Model]:
@@ -90,14 +111,13 @@ def read_models(index: Path) -> list[Model]:
                     f'{metafile}: the Training Data of {entry["Name"]} is {data}; it must be one '
                     f'of {", ".join(TASKS)}.'
                 )
-            published = entry.get('Published', {})
             models.append(
                 Model(
                     entry['Name'],
                     os.path.relpath(index.parent / entry['Config']),
                     TASKS[data],
-                    published.get('Metrics', {}),
-                    published.get('Source', ''),
+                    Figures.of(entry.get('Published', {})),
+                    Figures.of(entry.get('Plain Backbone', {})),
                 )
             )
     return models
@@ -158,9 +178,13 @@ def result_rows(runs: list[Run]) -> list[list[str]]:
             state = run.state()
         except RunError:
             state = 'failed'
-        for metric in dict.fromkeys([*ours, *model.published]) or ['']:
-            figures = (ours.get(metric, ''), model.published.get(metric, ''))
-            rows.append([model.name, state, metric, *map(str, figures), model.source])
+        others = (model.published, model.plain)
+        names = [*ours, *(name for figures in others for name in figures.metrics)]
+        for metric in dict.fromkeys(names) or ['']:
+            row = [model.name, state, metric, str(ours.get(metric, ''))]
+            for figures in others:
+                row += [str(figures.metrics.get(metric, '')), figures.source]
+            rows.append(row)
     return rows
 
 

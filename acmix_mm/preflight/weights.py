@@ -16,6 +16,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ..checkpoints import FAMILIES, backbone_part, identify, unwrap
+from ..checkpoints.classifier import of_whole_model
 from ..checkpoints.files import read_checkpoint
 from ..checkpoints.unwrap import fault_of_tensor, innermost
 from .type_name import type_name
@@ -120,7 +121,8 @@ def missing_entries(model: nn.Module, checkpoint: Any) -> list[str]:
         ['bias']
     """
     state_dict = {
-        str(name).removeprefix('module.'): value for name, value in _loaded(checkpoint).items()
+        str(name).removeprefix('module.'): value
+        for name, value in of_whole_model(checkpoint).items()
     }
     missing: list[str] = []
     # The hook runs before torch raises an error for entries of another shape.
@@ -158,7 +160,7 @@ def check_fit(model: Any, path: str, complete: bool) -> None:
         model = model.module
     content = _read(path)
     expected = model.state_dict()
-    for name, value in _loaded(content).items():
+    for name, value in of_whole_model(content).items():
         own = expected.get(str(name).removeprefix('module.'))
         if isinstance(own, Tensor) and not isinstance(value, Tensor):
             fault = f'entry {name!r} is a {type(value).__name__}, and no tensor'
@@ -181,11 +183,6 @@ def check_fit(model: Any, path: str, complete: bool) -> None:
     )
 
 
-def _loaded(content: Mapping) -> Any:
-    """Return the part of a checkpoint that mmengine loads into a model."""
-    return content.get('state_dict', content)
-
-
 def _read(path: str) -> Mapping:
     """Return the content of a checkpoint that has weights."""
     if '://' not in path:
@@ -206,8 +203,8 @@ def _read(path: str) -> Mapping:
             mend = 'download it, and give the path of the file instead'
             raise FileNotFoundError(_message(path, _reason(error), mend)) from error
     try:
-        if isinstance(content, Mapping) and not isinstance(_loaded(content), Mapping):
-            raise ValueError(f"its 'state_dict' is a {type(_loaded(content)).__name__}")
+        if isinstance(content, Mapping) and not isinstance(of_whole_model(content), Mapping):
+            raise ValueError(f"its 'state_dict' is a {type(of_whole_model(content)).__name__}")
         weights = innermost(content)
         if not isinstance(weights, Mapping):
             raise ValueError(f'it contains a {type(weights).__name__}, and no weights')

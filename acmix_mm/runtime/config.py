@@ -32,6 +32,7 @@ from ..preflight.data_paths import check_data
 from ..preflight.libraries import check_scope
 from ..preflight.weights import check_checkpoints, check_fit, check_pretrained
 from .distributed import check_fsdp, join_cpu_processes, use_cpu_processes
+from .foreign_classifier import ForeignClassifierHook
 from .mmengine_patches import patch_mmengine
 from .saving import name_checkpoint_hook
 from .work_dir import locked, resume
@@ -259,7 +260,9 @@ def build_runner(cfg: Config) -> Runner:
     name_checkpoint_hook(cfg)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         join_cpu_processes(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(ForeignClassifierHook())
+    return runner
 
 
 def train(cfg: Config, resume_newest: bool = False) -> Runner:

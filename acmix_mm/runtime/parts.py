@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of detectors and segmentors as networks from an image to maps, for exports.
+"""Parts of detectors, segmentors and classifiers as networks from an image to tensors, for exports.
 
 They are not defined in a tool, because TorchScript files contain the names of their modules.
 """
@@ -37,6 +37,18 @@ class Segmentation(Features):
         logits = self.head(super().forward(image))
         size, align = image.shape[2:], self.align_corners
         return (F.interpolate(logits, size, mode='bilinear', align_corners=align),)
+
+
+class Classification(Features):
+    """A classifier: (B, 3, H, W) to logits (B, classes)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.head = model.head
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> (B, classes)."""
+        return (self.head(super().forward(image)),)
 
 
 class DenseDetection(Features):

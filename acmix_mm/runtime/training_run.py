@@ -22,6 +22,22 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 SECONDS_TO_END = 30  # that a training has after SIGTERM
 
 
+def read_scalars(work_dir: Path) -> list[dict[str, float]]:
+    """Read what a training has logged, in the order of time. One that was resumed has several logs.
+
+    Args:
+        work_dir: Work dir of the training.
+
+    Returns:
+        list: Entries with the key ``step``, such as an iteration's learning rate and losses.
+    """
+    return [
+        json.loads(line)
+        for file in sorted(work_dir.glob('*/vis_data/scalars.json'))
+        for line in file.read_text().splitlines()
+    ]
+
+
 class RunError(Exception):
     """A config cannot be trained. The message says why."""
 

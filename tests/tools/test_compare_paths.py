@@ -1,14 +1,21 @@
 """tools/analysis/compare_paths.py: statistics by hand, and tiny trainings."""
 
+import shutil
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
 from scipy import stats
 
+ROOT = Path(__file__).parents[2]
 CONFIG = """
 _base_ = 'acmix_mm::demo/sem-fpn_resnet26-acmix_shapes.py'
 train_cfg = dict(max_iters=2, val_interval=2)
-default_hooks = dict(checkpoint=dict(interval=1))
+default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=1))
 loader = dict(num_workers=0, persistent_workers=False, batch_size=2)
 train_dataloader = dict(dataset=dict(data_root={data!r}), **loader)
 val_dataloader = dict(dataset=dict(data_root={data!r}), **loader)
@@ -21,12 +28,17 @@ def tool_module(tool):
     return tool('analysis/compare_paths.py')
 
 
+def result(tool_module, mode, seed, value, **changes):
+    fields = dict(steps=450, metric='box AP', loss=0.5, seconds=10.0, params=565_000, macs=167_000)
+    return tool_module.Result('bccd', mode, seed, value=value, **fields | changes)
+
+
 @pytest.fixture
 def results(tool_module):
     """Three seeds of three modes; `plain` has a run that has no partner."""
     values = dict(learned=[50, 52, 54], attention=[47, 48, 52], plain=[51, 50, 55, 60])
     return [
-        tool_module.Result('bccd', mode, seed, 'box AP', value, 10.0)
+        result(tool_module, mode, seed, value)
         for mode, list_ in values.items()
         for seed, value in enumerate(list_)
     ]
@@ -54,9 +66,7 @@ def test_level_grows_after_each_significant_difference(tool_module, results):
     close = [r for r in results if r.mode == 'learned']
     for mode, offset in (('attention', 3.0), ('convolution', 1.0), ('plain', -1.0)):
         for r, noise in zip(close[:3], (0.0, 0.01, -0.01), strict=True):
-            close.append(
-                tool_module.Result('bccd', mode, r.seed, 'box AP', r.value - offset - noise, 1)
-            )
+            close.append(result(tool_module, mode, r.seed, r.value - offset - noise))
     found = tool_module.compare(close)
     widths = sorted(d.half_width for d in found.values())
     risks = [0.05, 0.05 / 2, 0.05 / 3]
@@ -67,10 +77,119 @@ def test_level_grows_after_each_significant_difference(tool_module, results):
 
 def test_equal_results_are_no_difference(tool_module, results):
     learned = [r for r in results if r.mode == 'learned']
-    same = [tool_module.Result('bccd', 'plain', r.seed, 'box AP', r.value, 1) for r in learned]
+    same = [result(tool_module, 'plain', r.seed, r.value) for r in learned]
     difference = tool_module.compare([*learned, *same])['bccd', 'plain']
     assert (difference.mean, difference.half_width) == (0, 0)
     assert difference.verdict == 'too few values', 'equal gains say nothing about their spread'
+
+
+def test_later_rows_change_no_verdict_on_the_main_modes(tool_module, results):
+    """They are a family of their own."""
+    more = [result(tool_module, f'wide{i}', seed, seed**i) for i in range(9) for seed in range(3)]
+    before, after = tool_module.compare(results), tool_module.compare([*results, *more])
+    assert len(after) == 2 + 9
+    assert {key: after[key] for key in before} == before
+    alone = tool_module.compare([r for r in results if r.mode == 'learned'] + more[:3])
+    assert alone['bccd', 'wide0'].half_width < after['bccd', 'wide0'].half_width
+
+
+def test_modes_are_what_they_are_called(tool_module):
+    """The backbone and the optimizer of each mode, from the options on its command line."""
+    configs = [str(config) for config in tool_module.CONFIGS]
+    for config in configs:
+        sizes = {
+            mode: tool_module.steps_and_size(config, tuple(tool_module.MODES[mode]))[1]
+            for mode in ('learned', 'attention', 'plain', 'attention-wide', 'convolution-wide')
+        }
+        assert sizes['attention'].macs < sizes['learned'].macs < sizes['attention-wide'].macs
+        assert sizes['learned'].macs < sizes['convolution-wide'].macs
+        assert sizes['plain'].params > sizes['learned'].params > sizes['attention'].params
+        for mode, rate, fast in (('fast-mix', 2e-3, 2e-2), ('plain-lr4e-3', 4e-3, None)):
+            job = tool_module.Job(Path(config), mode, 0, Path(), tool_module.MODES[mode])
+            cfg = job.run.read_config()
+            init_default_scope(cfg.default_scope)
+            model = MODELS.build(cfg.model)
+            groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+            names = {id(parameter): name for name, parameter in model.named_parameters()}
+            rates = {names[id(group['params'][0])]: group['lr'] for group in groups}
+            mixes = {name for name in rates if '.mix.' in name}
+            assert {rates[name] for name in mixes} == ({fast} if fast else set())
+            assert len(mixes) == (16 if fast else 0)
+            assert {rate for name, rate in rates.items() if name not in mixes} == {rate}
+            decays = {
+                group['weight_decay'] for group in groups if names[id(group['params'][0])] in mixes
+            }
+            assert decays == ({0.0} if fast else set())
+            balanced = tool_module.Job(
+                Path(config), 'balanced', 0, Path(), tool_module.MODES['balanced']
+            )
+            assert balanced.run.read_config().default_hooks.balance.type == 'BalancePathsHook'
+
+
+def test_equal_seconds(tool_module, results, tmp_path, capsys):
+    """The fastest `plain` takes half of the seconds of `learned`: it gets twice the steps."""
+    config = tool_module.CONFIGS[0]
+    known = [
+        replace(
+            r,
+            config=config.stem,
+            seconds={'learned': 300.0, 'plain': 150.0 + 99 * r.seed}.get(r.mode, 0.0),
+        )
+        for r in results
+    ]
+    tool_module.write_results(known, tmp_path)
+    argv = [
+        str(config),
+        '--seeds',
+        '1',
+        '--equal-seconds',
+        '--work-dir',
+        str(tmp_path),
+        '--dry-run',
+    ]
+    capsys.readouterr()
+    tool_module.main([*argv, '--modes', 'learned', 'plain'])
+    train, test = capsys.readouterr().out.splitlines()
+    assert test.split()[3] == str(tmp_path / config.stem / 'plain-equal-seconds/seed0/iter_900.pth')
+    options = train.partition('--cfg-options ')[2]
+    cfg = tool_module.TrainingRun(str(config), tmp_path, options.split()).read_config()
+    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval) == (900, 900)
+    assert [part.get('T_max') for part in cfg.param_scheduler] == [None, 900]
+    assert cfg.param_scheduler[0].end == 50
+    assert 'path_weights' not in options
+    assert 'stage_with_acmix' in options
+    with pytest.raises(SystemExit, match='has no attention run of retinanet'):
+        tool_module.main([*argv, '--modes', 'attention'])
+
+
+def test_other_seeds(tool_module, capsys):
+    config = str(tool_module.CONFIGS[0])
+    tool_module.main(
+        [config, '--dry-run', '--first-seed', '100', '--seeds', '2', '--modes', 'plain']
+    )
+    out = capsys.readouterr().out
+    assert [f'randomness.seed={seed}' in out for seed in (99, 100, 101, 102)] == [
+        False, True, True, False,
+    ]  # fmt: skip
+
+
+def test_page_is_written_from_the_csv(tool_module, results, tmp_path):
+    tool_module.write_results(results, tmp_path)
+    csv = (tmp_path / 'results.csv').rename(tmp_path / 'cells.csv')
+    page, argv = tmp_path / 'page.md', ['--report', str(csv), '--page', str(tmp_path / 'page.md')]
+    page.write_text('no marks\n')
+    with pytest.raises(SystemExit, match='the page must have the lines'):
+        tool_module.main(argv)
+    marks = ['<!-- cells: written by tools/analysis/compare_paths.py -->', '<!-- cells: end -->']
+    page.write_text('\n'.join(['above', *marks, 'below']))
+    tool_module.main(argv)
+    text = page.read_text()
+    assert text.startswith(f'above\n{marks[0]}\nbccd:\n\n| mode |')
+    assert text.endswith(f'{marks[1]}\nbelow')
+    assert '](images/page_cells.png)' in text
+    assert (tmp_path / 'images' / 'page_cells.png').read_bytes().startswith(b'\x89PNG')
+    with pytest.raises(SystemExit):
+        tool_module.main(['--page', str(page)])
 
 
 def test_results_that_cannot_be_compared(tool_module, results, tmp_path):
@@ -79,9 +198,12 @@ def test_results_that_cannot_be_compared(tool_module, results, tmp_path):
     assert not list(tmp_path.iterdir()), 'nothing is overwritten'
     tool_module.write_results(results, tmp_path)
     text = (tmp_path / 'results.csv').read_text()
-    (tmp_path / 'r.csv').write_text(text.replace('50', 'nan'))
+    (tmp_path / 'r.csv').write_text(text.replace(',50,', ',nan,'))
     (tmp_path / 's.csv').write_text('a,b\n1,2\n')
-    for name, says in (('r', 'has the value nan for'), ('s', 'is no table of results')):
+    for name, says in (
+        ('r', 'has the value nan for'),
+        ('s', 'has the columns a, b; needed are config'),
+    ):
         with pytest.raises(SystemExit, match=says):
             tool_module.main(
                 ['--report', str(tmp_path / f'{name}.csv'), '--work-dir', str(tmp_path)]
@@ -120,18 +242,7 @@ def test_trains_skips_what_is_done_and_goes_on_after_a_failure(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'tiny.py').write_text(CONFIG.format(data=str(shapes)))
-    argv = [
-        'tiny.py',
-        '--seeds',
-        '1',
-        '--jobs',
-        '2',
-        '--modes',
-        'learned',
-        'plain',
-        '--work-dir',
-        'w',
-    ]
+    argv = ['tiny.py', '--seeds', '1', '--modes', 'balanced', 'plain', '--work-dir', 'w']
     monkeypatch.setitem(tool_module.MODES, 'plain', ['model.backbone.depth=27'])
     with pytest.raises(SystemExit, match='1 of 2 runs failed:\ntiny plain seed 0: see the end of'):
         tool_module.main(argv)
@@ -139,14 +250,21 @@ def test_trains_skips_what_is_done_and_goes_on_after_a_failure(
     monkeypatch.setitem(
         tool_module.MODES, 'plain', ['model.backbone.stage_with_acmix=(False,False,False,False)']
     )
-    before = (tmp_path / 'w/tiny/learned/seed0/train_and_test.log').stat().st_mtime_ns
+    log = tmp_path / 'w/tiny/balanced/seed0/train_and_test.log'
+    before = log.stat().st_mtime_ns
+    (tmp_path / 'w' / 'results.csv').unlink()  # it is collected anew
     tool_module.main(argv)
-    assert (tmp_path / 'w/tiny/learned/seed0/train_and_test.log').stat().st_mtime_ns == before
+    assert log.stat().st_mtime_ns == before
     rows = tool_module.read_results(tmp_path / 'w' / 'results.csv')
-    assert [(row.mode, row.metric, row.seconds > 0) for row in rows] == [
-        ('learned', 'mIoU', True),
-        ('plain', 'mIoU', True),
+    assert [(row.mode, row.metric, row.steps, row.seconds > 0, row.loss > 0) for row in rows] == [
+        ('balanced', 'mIoU', 2, True, True),
+        ('plain', 'mIoU', 2, True, True),
     ]
+    assert rows[0].params != rows[1].params
+    checkpoint = torch.load(tmp_path / 'w/tiny/balanced/seed0/iter_2.pth', weights_only=False)
+    weights = checkpoint['state_dict']
+    alphas = [value.item() for name, value in weights.items() if name.endswith('.alpha')]
+    assert all(abs(alpha - 0.5) > 0.02 for alpha in alphas), 'an update moves them by less'
     tool_module.main([*argv, '--dry-run'])
     assert 'train.py' not in capsys.readouterr().out.splitlines()[-1], 'nothing is left to do'
 
@@ -176,3 +294,10 @@ def test_interrupt_ends_the_trainings(tool_module, tmp_path, monkeypatch):
     assert len(running) in (1, 2)
     assert all(process.poll() is not None for process in running)
     assert len(started) < len(jobs)
+
+
+def test_page_of_the_docs_is_that_of_its_csv(tool_module, tmp_path):
+    page = Path(shutil.copy(ROOT / 'docs' / 'evidence.md', tmp_path))
+    csv = ROOT / 'docs' / 'evidence' / 'results.csv'
+    tool_module.main(['--report', str(csv), '--page', str(page)])
+    assert page.read_text() == (ROOT / 'docs' / 'evidence.md').read_text()

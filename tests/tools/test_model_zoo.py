@@ -43,11 +43,16 @@ def test_every_model_of_the_metafiles_is_in_a_table():
 
 def test_row_of_a_model():
     model = dict(Name='a', Config='b/a.py', Metadata=dict(Backbone='B', Epochs=12))
-    assert TOOL['model_row'](model) == ['[a](../b/a.py)', 'B', '12 epochs', '', '']
+    assert TOOL['model_row'](model) == ['[a](../b/a.py)', 'B', '12 epochs', '', '', '']
     model['Results'] = [
         dict(Task='Object Detection', Metrics={'box AP': 38.0}),
         dict(Task='Instance Segmentation', Metrics={'mask AP': 34.5}),
     ]
     model['Published'] = dict(Source='https://c.d', Metrics={'box AP': 37.9})
-    cells = ['box AP 38.0, mask AP 34.5', '[box AP 37.9](https://c.d)']
-    assert TOOL['model_row'](model)[-2:] == cells
+    model['Plain Backbone'] = dict(Source='https://e.f', Metrics={'box AP': 37.0, 'mask AP': 34.0})
+    cells = [
+        'box AP 38.0, mask AP 34.5',
+        '[box AP 37.9](https://c.d)',
+        '[box AP 37.0, mask AP 34.0](https://e.f)',
+    ]
+    assert TOOL['model_row'](model)[-3:] == cells

@@ -84,3 +84,33 @@ def test_says_what_cannot_be_drawn(plot_paths, tmp_path):
         with pytest.raises(SystemExit, match=says):
             plot_paths.main([str(tmp_path / name), '--out', str(tmp_path / 'paths.png')])
     assert not (tmp_path / 'paths.png').exists()
+
+
+def test_formats_and_files_that_cannot_be_written(plot_paths, checkpoint, tmp_path):
+    with pytest.raises(SystemExit, match="Format 'docx' is not supported"):
+        plot_paths.main([str(checkpoint), '--out', str(tmp_path / 'paths.docx')])
+    with pytest.raises(SystemExit, match=r'--out .*: nothing can be written there'):
+        plot_paths.main([str(checkpoint), '--out', str(checkpoint / 'paths.png')])
+    plot_paths.main([str(checkpoint), '--out', str(tmp_path / 'paths.pdf')])
+    assert (tmp_path / 'paths.pdf').read_bytes().startswith(b'%PDF')
+
+
+def test_draws_shares_of_many_seeds(plot_paths, tmp_path):
+    rows = [
+        f'c,{mode},{seed},backbone.a,0.4,0.6,0.7,{0.8 + seed / 10}'
+        for mode in ('learned', 'balanced')
+        for seed in (0, 1)
+    ]
+    head = 'config,mode,seed,layer,alpha,beta,start,end'
+    (tmp_path / 'shares.csv').write_text('\n'.join([head, *rows]))
+    first, second = plot_paths.read_shares(tmp_path / 'shares.csv')
+    assert [first.name, second.name] == ['c\nlearned', 'c\nbalanced']
+    assert first.layers == ['backbone.a']
+    assert first.last['start'] == [pytest.approx(0.7)]
+    assert first.last['convolution_share'] == [pytest.approx(0.85)]
+    plot_paths.main([str(tmp_path / 'shares.csv'), '--out', str(tmp_path / 'mix.png')])
+    assert (tmp_path / 'mix.png').read_bytes().startswith(b'\x89PNG')
+    for text, says in ((f'{head}\n', 'has no lines'), ('config,mode\na,b\n', 'no table of shares')):
+        (tmp_path / 'shares.csv').write_text(text)
+        with pytest.raises(SystemExit, match=says):
+            plot_paths.main([str(tmp_path / 'shares.csv'), '--out', str(tmp_path / 'mix.png')])

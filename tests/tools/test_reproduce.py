@@ -72,7 +72,10 @@ def test_killed_and_taken_up_again(reproduce, shapes, tmp_path, monkeypatch, cap
     (tmp_path / 'broken.py').write_text(broken)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    published = dict(Published=dict(Source='a paper', Metrics=dict(mIoU=41.9)))
+    published = {
+        'Published': dict(Source='a paper', Metrics=dict(mIoU=41.9)),
+        'Plain Backbone': dict(Source='a figure', Metrics=dict(mIoU=41.5)),
+    }
     index = write_index(tmp_path, broken=('broken.py', {}), tiny=('tiny.py', published))
     argv = ['--index', index, '--work-dir', 'runs']
 
@@ -96,7 +99,7 @@ def test_killed_and_taken_up_again(reproduce, shapes, tmp_path, monkeypatch, cap
     assert 'resumed epoch: 0, iter: 1' in log
     (metrics,) = Path('runs/tiny/test').glob('*/[0-9]*.json')
     ours = json.loads(metrics.read_text())['mIoU']
-    row = f'| tiny | done | mIoU | {round(ours, 2)} | 41.9 | a paper |'
+    row = f'| tiny | done | mIoU | {round(ours, 2)} | 41.9 | a paper | 41.5 | a figure |'
     assert row in Path('runs/results.md').read_text()
 
     reproduce.main([*argv, 'tiny'])
@@ -118,7 +121,9 @@ def test_every_model_of_the_metafiles_is_a_row(reproduce):
     assert {task: tasks.count(task) for task in set(tasks)} == dict(
         detection=30, segmentation=19, imagenet=10
     )
-    names = {name for model in models for name in model.published}
+    figures = [figures for model in models for figures in (model.published, model.plain)]
+    names = {name for part in figures for name in part.metrics}
+    assert len([part for part in figures if part.metrics]) == 19
     assert names <= {name for name, _ in reproduce.METRICS.values()}
 
 

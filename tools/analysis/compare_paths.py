@@ -9,33 +9,49 @@ finished runs are skipped, and one that fails does not stop the others. A mode i
 of the config, see MODES.
 
 ``results.csv`` in --work-dir has a line for each run. What it has already, such as the runs of
-another machine, is not run again. ``results.md`` and ``results.png`` are made from it alone, and
---report makes them again without training. They show mean and standard deviation
-of each mode, and its difference from the mode ``learned``, paired by seed, with the interval of
-Student's t distribution at the level at which Holm's method tests it. The verdicts "better" and
-"worse" of all comparisons hold together at 95 %.
+another machine, is neither run nor read again: delete it to collect the results of the folders of
+the runs anew. ``results.md`` and ``results.png`` are made from it alone, and --report makes them
+again without training, of several such files together if need be. They show mean and standard
+deviation of each mode, and its difference from the mode ``learned``, paired by seed, with the
+interval of Student's t distribution at the level at which Holm's method tests it. The verdicts
+"better" and "worse" on the main modes hold together at 95 %, and so do those on all other modes.
+
+Rows that answer whether a comparison is fair:
+
+    --modes attention-wide convolution-wide     more multiply-adds than ``learned``
+    --equal-seconds --modes attention plain     as many seconds as ``learned`` took
+    --modes plain-lr1e-3 plain-lr4e-3 ... --first-seed 100 --seeds 1    other learning rates
 """
 
 import argparse
-import csv
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
-from io import StringIO
-from math import isfinite
+from dataclasses import dataclass
+from functools import cache
+from math import isfinite, nan
 from pathlib import Path
 from statistics import fmean, stdev
 
+import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
+from acmix_mm.complexity import Complexity, measure_complexity
 from acmix_mm.preflight.arguments import whole_number
-from acmix_mm.runtime.markdown import table
-from acmix_mm.runtime.output import write_output
-from acmix_mm.runtime.training_run import RunError, TrainingRun, end_all, signals_interrupt
+from acmix_mm.registry import MODELS
+from acmix_mm.runtime.markdown import replace_between_marks, table
+from acmix_mm.runtime.output import write_figure, write_output
+from acmix_mm.runtime.rows import read_rows, write_rows
+from acmix_mm.runtime.training_run import (
+    RunError,
+    TrainingRun,
+    end_all,
+    read_scalars,
+    signals_interrupt,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [
@@ -48,6 +64,7 @@ CONFIGS = [
 BASELINE = 'learned'
 WEIGHTS = 'model.backbone.acmix_cfg.path_weights'
 WIDER = ['model.backbone.base_channels=20', 'model.neck.in_channels=[80,160,320,640]']
+RATE = 'optim_wrapper.optimizer.lr'
 MODES: dict[str, list[str]] = {
     BASELINE: [],
     'attention': [f'{WEIGHTS}=(1,0)'],
@@ -58,8 +75,18 @@ MODES: dict[str, list[str]] = {
     # About a third more multiply-adds than `learned`: the next width that four heads divide.
     'attention-wide': [f'{WEIGHTS}=(1,0)', *WIDER],
     'convolution-wide': [f'{WEIGHTS}=(0,1)', *WIDER],
+    'balanced': ['default_hooks.balance.type=BalancePathsHook'],
+    # Ten times the learning rate for alpha and beta.
+    'fast-mix': ['optim_wrapper.paramwise_cfg.custom_keys.mix.lr_mult=10'],
 }
 MAIN_MODES = (BASELINE, 'attention', 'convolution', 'plain')
+MODES |= {
+    f'{mode}-lr{rate}': [*MODES[mode], f'{RATE}={rate}']
+    for mode in MAIN_MODES
+    for rate in ('1e-3', '2e-3', '4e-3')
+}
+# Of the image on which the multiply-adds of backbones are counted.
+SHAPE = (180, 240)
 # Metrics by their names in mmengine's logs: their names in tables, and their factor.
 METRICS = {'coco/bbox_mAP': ('box AP', 100), 'mIoU': ('mIoU', 1)}
 LEVEL = 0.95
@@ -73,17 +100,25 @@ class Result:
         config: Name of the config.
         mode: A key of ``MODES``.
         seed: Seed of the training.
+        steps: Iterations of the training, or epochs if the config counts them.
         metric: Name of the metric.
         value: Its value.
+        loss: Loss that was logged last, nan if none was.
         seconds: Seconds of the training and the test, 0 if it was interrupted.
+        params: Parameters of the backbone.
+        macs: Multiply-adds of the backbone for an image of ``SHAPE``.
     """
 
     config: str
     mode: str
     seed: int
+    steps: int
     metric: str
     value: float
+    loss: float
     seconds: float
+    params: int
+    macs: int
 
 
 @dataclass(frozen=True)
@@ -119,9 +154,11 @@ class Difference:
 def compare(results: Sequence[Result]) -> dict[tuple[str, str], Difference]:
     """Compare every mode with the baseline, paired by seed.
 
-    By Holm's method, the k-th smallest of m p values is compared with 5 % / (m - k + 1), and its
-    interval has that level. From the first one on that exceeds it, the level stays, so that no
-    interval of a larger p value excludes 0.
+    The main modes are one family of comparisons, and the others are a second one, so that rows that
+    are added later change no verdict on the main modes. In each family, by Holm's method, the k-th
+    smallest of m p values is compared with 5 % / (m - k + 1), and its interval has that level. From
+    the first one on that exceeds it, the level stays, so that no interval of a larger p value
+    excludes 0.
 
     Args:
         results: Results of one or several configs.
@@ -129,6 +166,12 @@ def compare(results: Sequence[Result]) -> dict[tuple[str, str], Difference]:
     Returns:
         dict: Differences by config and mode, for modes with two or more common seeds.
     """
+    others = [r for r in results if r.mode not in MAIN_MODES or r.mode == BASELINE]
+    main = [r for r in results if r.mode in MAIN_MODES]
+    return _compare_family(main) | _compare_family(others)
+
+
+def _compare_family(results: Sequence[Result]) -> dict[tuple[str, str], Difference]:
     by_run = {(r.config, r.mode, r.seed): r.value for r in results}
     pairs: dict[tuple[str, str], list[float]] = {}
     for (config, mode, seed), value in by_run.items():
@@ -139,7 +182,7 @@ def compare(results: Sequence[Result]) -> dict[tuple[str, str], Difference]:
     differences, left = {}, len(pairs)
     for key in sorted(pairs, key=lambda key: _p_value(pairs[key])):
         risk = (1 - LEVEL) / left
-        differences[key] = _difference(pairs[key], risk)
+        differences[key] = difference(pairs[key], risk)
         if _p_value(pairs[key]) < risk:
             left -= 1
     return differences
@@ -151,7 +194,8 @@ def _p_value(gains: Sequence[float]) -> float:
     return stats.ttest_1samp(gains, 0).pvalue
 
 
-def _difference(gains: Sequence[float], risk: float) -> Difference:
+def difference(gains: Sequence[float], risk: float = 1 - LEVEL) -> Difference:
+    """Return the mean of two or more differences, with an interval of level ``1 - risk``."""
     mean, error = fmean(gains), stdev(gains) / len(gains) ** 0.5
     half_width = stats.t.ppf(1 - risk / 2, len(gains) - 1) * error
     return Difference(mean, half_width, sum(g * mean > 0 for g in gains), len(gains))
@@ -165,13 +209,17 @@ def report(results: Sequence[Result]) -> str:
         here = [result for result in results if result.config == config]
         rows = []
         for mode in dict.fromkeys(result.mode for result in here):
-            values = [result.value for result in here if result.mode == mode]
+            runs = [result for result in here if result.mode == mode]
+            values = [run.value for run in runs]
             spread = f'{stdev(values):.2f}' if len(values) > 1 else ''
-            row = [mode, str(len(values)), f'{fmean(values):.2f}', spread]
-            rows.append([*row, *_cells(differences.get((config, mode)))])
+            row = [mode, str(len(runs)), f'{fmean(values):.2f}', spread]
+            rows.append([*row, *_cells(differences.get((config, mode))), *_costs(runs)])
+        height, width = SHAPE
         heads = (
             'mode', 'seeds', f'mean {here[0].metric}', 'standard deviation',
             f'{BASELINE} minus it', 'seeds of that sign', f'{BASELINE} is',
+            'steps', 'seconds of the fastest', 'parameters of the backbone (M)',
+            f'its multiply-adds at {height}x{width} (G)',
         )  # fmt: skip
         text += f'{config}:\n\n{table(heads, rows)}\n'
     return text
@@ -182,6 +230,17 @@ def _cells(difference: Difference | None) -> list[str]:
         return ['', '', '']
     d = difference
     return [f'{d.mean:+.2f} ± {d.half_width:.2f}', f'{d.same_sign} of {d.seeds}', d.verdict]
+
+
+def _costs(runs: Sequence[Result]) -> list[str]:
+    seconds = [run.seconds for run in runs if run.seconds]
+    last = runs[-1]
+    return [
+        str(last.steps),
+        f'{min(seconds):.0f}' if seconds else '',
+        f'{last.params / 1e6:.3f}',
+        f'{last.macs / 1e9:.3f}',
+    ]
 
 
 def draw(results: Sequence[Result]) -> Figure:
@@ -221,18 +280,13 @@ def read_results(file: Path) -> list[Result]:
     Raises:
         ValueError: It is not such a file, or a value is not a finite number.
     """
-    with file.open(newline='') as lines:
-        rows = list(csv.DictReader(lines))
     try:
-        results = [
-            Result(
-                row['config'], row['mode'], int(row['seed']), row['metric'],
-                float(row['value']), float(row['seconds']),
-            )
-            for row in rows
-        ]  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{file} is no table of results: {error!r}') from error
+        results = read_rows(file, Result)
+    except ValueError as error:
+        raise ValueError(
+            f'{error}. If an older version of this tool wrote it, delete it and run that command '
+            'again, which collects the results of finished runs.'
+        ) from error
     for result in results:
         if not isfinite(result.value):
             raise ValueError(f'{file} has the value {result.value} for {result}')
@@ -240,22 +294,45 @@ def read_results(file: Path) -> list[Result]:
 
 
 def write_results(results: Sequence[Result], folder: Path) -> None:
-    """Write results.csv, and what :func:`write_report` writes."""
-    sheet = StringIO()
-    writer = csv.DictWriter(sheet, [field.name for field in fields(Result)], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(map(asdict, results))
-    write_output(folder / 'results.csv', sheet.getvalue())
-    write_report(results, folder)
-
-
-def write_report(results: Sequence[Result], folder: Path) -> None:
-    """Write results.md and results.png, and print the tables."""
+    """Write results.csv, results.md and results.png, and print the tables."""
+    write_rows(folder / 'results.csv', results, Result)
     text = report(results)
     write_output(folder / 'results.md', text)
     if results:
-        draw(results).savefig(folder / 'results.png', dpi=150)
+        write_figure(folder / 'results.png', draw(results))
     print(f'\n{text}\n{folder / "results.md"}')
+
+
+def write_page(results: Sequence[Result], page: Path, name: str) -> None:
+    """Write the tables between the marks of a page, and the picture beside it.
+
+    Args:
+        results: What is reported.
+        page: The Markdown page.
+        name: Name of the marks, and of the picture, ``images/<page>_<name>.png``.
+
+    Raises:
+        ValueError: The page lacks the marks.
+    """
+    text = report(results)
+    if results:
+        picture = f'images/{page.stem}_{name}.png'
+        text += (
+            f'![A dot for each run, its lines join a seed; means with their intervals]({picture})\n'
+        )
+        write_figure(page.parent / picture, draw(results))
+    writer = 'tools/analysis/compare_paths.py'
+    write_output(page, replace_between_marks(page.read_text(), name, writer, text))
+
+
+@cache
+def steps_and_size(config: str, options: tuple[str, ...]) -> tuple[int, Complexity]:
+    """Return the steps of a config with options, and the size of its backbone."""
+    cfg = TrainingRun(config, Path(), options).read_config()
+    steps = cfg.train_cfg.get('max_iters') or cfg.train_cfg.max_epochs
+    with torch.device('meta'):
+        image = torch.empty(1, 3, *SHAPE)
+        return steps, measure_complexity(MODELS.build(cfg.model.backbone), image)
 
 
 class Job:
@@ -263,18 +340,19 @@ class Job:
 
     Args:
         config: Path of the config.
-        mode: A key of ``MODES``.
+        mode: Name of the mode.
         seed: Seed of the training.
         folder: Folder of all runs.
-        options: More options of the config.
+        options: Options of the config, with those of the mode.
     """
 
     def __init__(
         self, config: Path, mode: str, seed: int, folder: Path, options: Sequence[str]
     ) -> None:
         self.config, self.mode, self.seed = config.stem, mode, seed
+        self.options = tuple(options)
         work_dir = folder / config.stem / mode / f'seed{seed}'
-        settings = [*MODES[mode], f'randomness.seed={seed}', *options]
+        settings = [*options, f'randomness.seed={seed}']
         # One thread gives the same numbers on every machine with the same instructions.
         self.run = TrainingRun(
             str(config), work_dir, settings, environment=dict(OMP_NUM_THREADS='1')
@@ -288,10 +366,21 @@ class Job:
         for name, value in self.run.metrics().items():
             if name in METRICS and isfinite(value):
                 label, factor = METRICS[name]
+                steps, size = steps_and_size(self.run.config, self.options)
+                losses = [row['loss'] for row in read_scalars(self.run.work_dir) if 'loss' in row]
                 file = self.run.work_dir / 'seconds'
-                seconds = float(file.read_text()) if file.exists() else 0.0
-                value = round(factor * value, 3)
-                return Result(self.config, self.mode, self.seed, label, value, seconds)
+                return Result(
+                    self.config,
+                    self.mode,
+                    self.seed,
+                    steps,
+                    label,
+                    value=round(factor * value, 3),
+                    loss=round(losses[-1], 4) if losses else nan,
+                    seconds=float(file.read_text()) if file.exists() else 0.0,
+                    params=size.params,
+                    macs=size.macs,
+                )
         return None
 
     def train_and_test(self) -> str | None:
@@ -333,7 +422,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('configs', nargs='*', type=Path, default=CONFIGS, metavar='CONFIG')
     parser.add_argument('--seeds', type=whole_number(1), default=5, help='number of seeds')
-    parser.add_argument('--modes', nargs='+', choices=MODES, default=MAIN_MODES)
+    parser.add_argument('--first-seed', type=whole_number(0), default=0)
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=MAIN_MODES, metavar='MODE')
+    parser.add_argument(
+        '--equal-seconds',
+        action='store_true',
+        help=f'change the steps of each mode so that it takes as long as {BASELINE} did; '
+        'results.csv has the seconds of both',
+    )
     parser.add_argument('--jobs', type=whole_number(1), default=2, help='trainings at a time')
     parser.add_argument(
         '--data-root', type=Path, help='folder that has the data sets, such as bccd and camvid'
@@ -341,28 +437,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--options', nargs='+', default=[], metavar='KEY=VALUE')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare_paths'))
     parser.add_argument('--dry-run', action='store_true', help='print the commands alone')
-    parser.add_argument('--report', type=Path, metavar='CSV', help='report these results again')
+    parser.add_argument(
+        '--report', type=Path, nargs='+', metavar='CSV', help='report these results again'
+    )
+    parser.add_argument(
+        '--page',
+        type=Path,
+        help='write the report of one CSV between the marks of a Markdown page that have its name',
+    )
     args = parser.parse_args(argv)
+    if args.page and len(args.report or ()) != 1:
+        parser.error('argument --page: needs --report with one file')
     try:
+        if args.page:
+            write_page(read_results(args.report[0]), args.page, args.report[0].stem)
+            return
         if args.report:
-            write_report(read_results(args.report), args.work_dir)
+            write_results([r for file in args.report for r in read_results(file)], args.work_dir)
             return
         file = args.work_dir / 'results.csv'
         known = read_results(file) if file.exists() else []
-    except (OSError, ValueError) as error:
+        names = [config.stem for config in args.configs]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            parser.error(f'several configs are called {", ".join(sorted(repeated))}')
+        jobs = _jobs(args, known)
+    except (OSError, ValueError, RunError) as error:
         sys.exit(str(error))
-    names = [config.stem for config in args.configs]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        parser.error(f'several configs are called {", ".join(sorted(repeated))}')
-    done = {(result.config, result.mode, result.seed) for result in known}
-    options = {config: _data(config, args.data_root) for config in args.configs}
-    jobs = [
-        Job(config, mode, seed, args.work_dir, [*options[config], *args.options])
-        for config in args.configs
-        for seed in range(args.seeds)
-        for mode in args.modes
-        if (config.stem, mode, seed) not in done
-    ]
     if args.dry_run:
         for job in jobs:
             print('\n'.join(map(shlex.join, job.run.commands())))
@@ -377,6 +477,61 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_results([*known, *_results(jobs)], args.work_dir)
     if faults:
         sys.exit('\n'.join([f'{len(faults)} of {len(jobs)} runs failed:', *faults]))
+
+
+def _jobs(args: argparse.Namespace, known: Sequence[Result]) -> list[Job]:
+    """List the runs that the arguments ask for and that are not known."""
+    done = {(result.config, result.mode, result.seed) for result in known}
+    jobs = []
+    for config in args.configs:
+        shared = [*_data(config, args.data_root), *args.options]
+        modes = {mode: [*MODES[mode], *shared] for mode in args.modes}
+        if args.equal_seconds:
+            modes = {
+                f'{mode}-equal-seconds': [*options, *_equal_seconds(config, mode, options, known)]
+                for mode, options in modes.items()
+                if mode != BASELINE
+            }
+        jobs += [
+            Job(config, mode, seed, args.work_dir, options)
+            for seed in range(args.first_seed, args.first_seed + args.seeds)
+            for mode, options in modes.items()
+            if (config.stem, mode, seed) not in done
+        ]
+    return jobs
+
+
+def _equal_seconds(
+    config: Path, mode: str, options: Sequence[str], known: Sequence[Result]
+) -> list[str]:
+    """Options that give a mode as many steps as take the seconds of the baseline.
+
+    The fastest run of each counts: other work on the machine can only make a run slower.
+
+    Raises:
+        ValueError: It is not known how long one of them takes.
+        RunError: The config cannot be read.
+    """
+    seconds = {
+        name: [r.seconds for r in known if (r.config, r.mode) == (config.stem, name) and r.seconds]
+        for name in (mode, BASELINE)
+    }
+    for name, values in seconds.items():
+        if not values:
+            raise ValueError(f'--equal-seconds: results.csv has no {name} run of {config.stem}')
+    cfg = TrainingRun(str(config), Path(), options).read_config()
+    old = cfg.train_cfg.max_iters
+    new = round(old * min(seconds[BASELINE]) / min(seconds[mode]))
+    parts: Mapping[str, Mapping] = {
+        'train_cfg': cfg.train_cfg,
+        **{f'param_scheduler.{i}': part for i, part in enumerate(cfg.param_scheduler)},
+    }
+    return [
+        f'{name}.{key}={new}'
+        for name, part in parts.items()
+        for key in ('max_iters', 'val_interval', 'T_max', 'end')
+        if part.get(key) == old
+    ]
 
 
 def _data(config: Path, data_root: Path | None) -> list[str]:

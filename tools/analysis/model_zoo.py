@@ -30,7 +30,9 @@ SIZES_HEADER = (
     *('params (M)', 'with 2 pairs', 'released', 'published'),
     *('FLOPs (G)', 'with 2 pairs', 'released', 'published'),
 )
-MODELS_HEADER = ('config', 'backbone', 'training', 'results', 'published')
+MODELS_HEADER = (
+    'config', 'backbone', 'training', 'results', 'published', 'plain backbone, published',
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,16 +154,19 @@ def model_row(model: dict) -> list[str]:
     data = model['Metadata']
     unit = 'Epochs' if 'Epochs' in data else 'Iterations'
     results = ', '.join(format_metrics(result) for result in model.get('Results') or ())
-    published = format_metrics(model.get('Published', {}))
-    if published:
-        published = f'[{published}]({model["Published"]["Source"]})'
     return [
         f'[{model["Name"]}](../{model["Config"]})',
         data['Backbone'],
         f'{data[unit]} {unit.lower()}',
         results,
-        published,
+        published(model.get('Published')),
+        published(model.get('Plain Backbone')),
     ]
+
+
+def published(entry: dict | None) -> str:
+    """Format the metrics of a metafile's figures from elsewhere, as a link to their source."""
+    return f'[{format_metrics(entry)}]({entry["Source"]})' if entry else ''
 
 
 def format_metrics(entry: dict) -> str:

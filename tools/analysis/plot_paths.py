@@ -2,9 +2,11 @@
 """Draw how the ACmix layers of trained networks weigh attention and convolution.
 
     python tools/analysis/plot_paths.py RUN_OR_CHECKPOINT ... [--out paths.png]
+    python tools/analysis/plot_paths.py shares.csv [--out paths.png]
 
 A run is the work dir of a training whose config has ``custom_hooks =
-[dict(type='PathWeightsHook')]``.
+[dict(type='PathWeightsHook')]``. The file shares.csv is what tools/analysis/path_shares.py writes:
+each column of the picture is a config and mode, with means over the seeds.
 
 The upper row of the picture shows alpha and beta of each layer, from the input to the output of the
 network, and the share of the convolution path in what is summed; the lower row shows the shares
@@ -12,11 +14,13 @@ during the training. Each column is a run. Of a checkpoint, alpha and beta alone
 """
 
 import argparse
-import json
+import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -25,11 +29,15 @@ from matplotlib.ticker import MaxNLocator
 
 from acmix_mm.checkpoints.files import read_checkpoint
 from acmix_mm.checkpoints.unwrap import unwrap
+from acmix_mm.runtime import require_outputs
+from acmix_mm.runtime.output import write_output
+from acmix_mm.runtime.training_run import read_scalars
 
 QUANTITIES = ('alpha', 'beta', 'convolution_share')
 LABELS = {
     'alpha': 'alpha (attention)',
     'beta': 'beta (convolution)',
+    'start': 'share of the convolution at first',
     'convolution_share': 'share of the convolution',
 }
 
@@ -63,11 +71,9 @@ def read_run(folder: Path) -> Paths:
         ValueError: Nothing was logged.
     """
     rows: dict[int, dict[str, float]] = {}
-    for file in sorted(folder.glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
-            row = json.loads(line)
-            if any(key.startswith('paths/') for key in row):
-                rows[row['step']] = row
+    for row in read_scalars(folder):
+        if any(key.startswith('paths/') for key in row):
+            rows[int(row['step'])] = row
     if not rows:
         raise ValueError(
             f'{folder} has no log of PathWeightsHook; train with '
@@ -111,6 +117,38 @@ def read_weights(file: Path) -> Paths:
     return Paths(file.name, [*alphas], dict(alpha=[*alphas.values()], beta=betas))
 
 
+def read_shares(file: Path) -> list[Paths]:
+    """Read the means over the seeds of each config and mode from shares.csv.
+
+    Args:
+        file: A file that tools/analysis/path_shares.py wrote.
+
+    Raises:
+        ValueError: It is no such file.
+    """
+    with file.open(newline='') as lines:
+        rows = list(csv.DictReader(lines))
+    networks = []
+    try:
+        for config, mode in dict.fromkeys((row['config'], row['mode']) for row in rows):
+            here = [row for row in rows if (row['config'], row['mode']) == (config, mode)]
+            layers = [*dict.fromkeys(row['layer'] for row in here)]
+            columns = dict(alpha='alpha', beta='beta', start='start', convolution_share='end')
+            last = {
+                quantity: [
+                    fmean(float(row[column]) for row in here if row['layer'] == layer)
+                    for layer in layers
+                ]
+                for quantity, column in columns.items()
+            }
+            networks.append(Paths(f'{config}\n{mode}', layers, last))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{file} is no table of shares: {error!r}') from error
+    if not networks:
+        raise ValueError(f'{file} has no lines')
+    return networks
+
+
 def draw(networks: Sequence[Paths]) -> Figure:
     """Draw a column for each network.
 
@@ -136,7 +174,7 @@ def draw(networks: Sequence[Paths]) -> Figure:
 def _draw_depth(axes: Axes, network: Paths) -> None:
     places = range(len(network.layers))
     for quantity, values in network.last.items():
-        style = '--' if quantity == 'convolution_share' else '-'
+        style = {'start': ':', 'convolution_share': '--'}.get(quantity, '-')
         axes.plot(places, values, style, marker='o', markersize=4, label=LABELS[quantity])
     names = [layer.removeprefix('backbone.') for layer in network.layers]
     axes.set_xticks(places, names, rotation=90, fontsize=8)
@@ -159,22 +197,28 @@ def _draw_time(axes: Axes, network: Paths) -> None:
     axes.legend(fontsize=8)
 
 
+def _read(path: Path) -> list[Paths]:
+    if path.is_dir():
+        return [read_run(path)]
+    return read_shares(path) if path.suffix == '.csv' else [read_weights(path)]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what the arguments name."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('networks', nargs='+', type=Path, metavar='RUN_OR_CHECKPOINT')
-    parser.add_argument('--out', type=Path, default=Path('paths.png'), help='picture to write')
+    parser.add_argument('--out', default='paths.png', help='picture to write')
     args = parser.parse_args(argv)
+    require_outputs({}, {'--out': args.out})
+    suffix, content = Path(args.out).suffix.removeprefix('.'), BytesIO()
     try:
-        networks = [
-            read_run(path) if path.is_dir() else read_weights(path) for path in args.networks
-        ]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        draw(networks).savefig(args.out, dpi=150)
+        networks = [network for path in args.networks for network in _read(path)]
+        draw(networks).savefig(content, format=suffix or 'png', dpi=150)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
+    write_output(args.out, content.getvalue())
     print(args.out)
 
 
