@@ -7,7 +7,7 @@ CLASSIC_TESTS := $(addprefix tests/,ops layers backbones checkpoints test_comple
     test_existing_project.py test_configs.py test_tools.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-classic gpu sanitize lint clean
+.PHONY: help install demo test test-classic gpu sanitize lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ lint: install ## check style, format and types
 	@$(PYTHON_BIN) -m ruff format --check .
 	@$(PYTHON_BIN) -m mypy
 	@$(dir $(PYTHON_BIN))clang-format --dry-run -Werror $$(find acmix_mm/ops/csrc -name '*.cpp' -o -name '*.h')
+
+docs: install ## build the documentation in build/site, with warnings as errors
+	@$(PYTHON_BIN) -m pip --disable-pip-version-check install -q -r requirements/docs.txt -c requirements/pins.txt
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN) -m mkdocs build --strict $(ARGS)
 
 clean: ## remove .venv and the caches; the compiled mmcv stays in the user's cache
 	rm -rf .venv .venv-classic .pytest_cache .mypy_cache .ruff_cache .coverage build dist *.egg-info acmix_mm/.mim acmix_mm/ops/*.so

@@ -9,10 +9,10 @@ random images, of two sizes if sizes stay open. The input is the image as the co
 data_preprocessor hands it to the network: normalized, (B, 3, H, W).
 
 --part says what is exported:
-  features  the maps of the backbone, or of its neck if there is one; the default for detectors and
-            classifiers
-  model     segmentors, the default for them: logits of the size of the image. One-stage detectors:
-            the maps of the head, before boxes are made from them
+  features  the maps of the backbone, or of its neck if there is one; the default for detectors
+  model     the default for others: logits of the size of the image for segmentors, logits for
+            classifiers, and the maps of the head, before boxes are made from them, for one-stage
+            detectors
 """
 
 import logging
@@ -50,7 +50,7 @@ from acmix_mm.runtime import (
     require_outputs,
 )
 from acmix_mm.runtime.output import write_output
-from acmix_mm.runtime.parts import DenseDetection, Features, Segmentation
+from acmix_mm.runtime.parts import Classification, DenseDetection, Features, Segmentation
 
 FORMATS = ('onnx', 'exported_program', 'torchscript')
 OPSET = 18
@@ -178,19 +178,21 @@ def network(cfg: Config, checkpoint: str, part: str | None) -> nn.Module:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     model = model.eval().requires_grad_(False)
-    is_segmentor = cfg.default_scope == 'mmseg'
-    if part == 'features' or (part is None and not is_segmentor):
+    scope = cfg.default_scope
+    if part == 'features' or (part is None and scope == 'mmdet'):
         return Features(model)
-    if is_segmentor and hasattr(model, 'decode_head') and hasattr(model, 'align_corners'):
+    if scope == 'mmseg' and hasattr(model, 'decode_head') and hasattr(model, 'align_corners'):
         return Segmentation(model)
-    if cfg.default_scope == 'mmdet':
+    if scope == 'mmpretrain' and hasattr(model, 'head'):
+        return Classification(model)
+    if scope == 'mmdet':
         from mmdet.models import SingleStageDetector
 
         if isinstance(model, SingleStageDetector):
             return DenseDetection(model)
     sys.exit(
-        f'--part model: a whole {type(model).__name__} cannot be exported, because what it does '
-        'depends on what it finds in the image; --part features exports its backbone and neck.'
+        '--part model exports classifiers, segmentors with a decode_head and one-stage detectors, '
+        f'not {type(model).__name__}; --part features exports its backbone and neck.'
     )
 
 

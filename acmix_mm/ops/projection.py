@@ -39,5 +39,6 @@ def complete_maps(
     channels, dtype = maps[0].shape[2], maps[0].dtype
     weight = weight[given * channels :].to(dtype)
     bias = None if bias is None else bias[given * channels :].to(dtype)
-    missing = F.linear(x.movedim(1, -1).to(dtype), weight, bias).movedim(-1, 1)
+    # Not `movedim`, of which the exporter of TorchScript makes a negative axis, invalid in ONNX.
+    missing = F.linear(x.permute(0, 2, 3, 1).to(dtype), weight, bias).permute(0, 3, 1, 2)
     return *maps, missing.unflatten(1, (-1, channels))

@@ -12,6 +12,7 @@ from torch import nn
 from versions import needs_torch
 
 from acmix_mm.backbones import ACmixSAN
+from acmix_mm.preflight.libraries import check_scope
 
 
 @MODELS.register_module()
@@ -149,6 +150,36 @@ def test_segmentor(export, tmp_path):
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@needs_torch('2.7', 'torch.compiler.is_exporting')
+@pytest.mark.parametrize(('options', 'channels'), [((), 5), (('--part', 'features'), 16)])
+def test_classifier(export, tmp_path, options, channels):
+    try:
+        check_scope('mmpretrain')
+    except ImportError as error:
+        pytest.skip(str(error))
+    from mmpretrain.registry import MODELS as CLASSIFIERS
+
+    head = dict(type='LinearClsHead', in_channels=16, num_classes=5)
+    neck = dict(type='GlobalAveragePooling')
+    model = dict(type='ImageClassifier', backbone=BACKBONES['PVT'], neck=neck, head=head)
+    cfg = Config(dict(default_scope='mmpretrain', model=model))
+    cfg.dump(tmp_path / 'config.py')
+    init_default_scope('mmpretrain')
+    classifier = CLASSIFIERS.build(cfg.model).eval()
+    torch.save(dict(state_dict=classifier.state_dict()), tmp_path / 'weights.pth')
+    out = str(tmp_path / 'model.pt')
+    export.main([
+        str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth'), '--format', 'torchscript',
+        '--out', out, *SIZE, *options,
+    ])  # fmt: skip
+    image = torch.randn(1, 3, 64, 96)
+    (found,) = export.load('torchscript', out)(image)
+    assert found.shape == (1, channels)
+    with torch.no_grad():
+        expected = classifier(image) if not options else classifier.extract_feat(image)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def exits(export, capsys, *arguments: str) -> str:
     """Run the command, which must end with one message, and return the message."""
     with pytest.raises(SystemExit) as end:
@@ -248,4 +279,4 @@ def test_two_stages(export, capsys, tmp_path):
         export, capsys, str(config), str(tmp_path / 'weights.pth'), '--out', 'x',
         '--format', 'torchscript', '--part', 'model',
     )  # fmt: skip
-    assert '--part model: a whole MaskRCNN cannot be exported' in message
+    assert 'one-stage detectors, not MaskRCNN; --part features exports its backbone' in message

@@ -118,6 +118,20 @@ def test_inputs_that_cannot_be_used(tool, images, tmp_path, monkeypatch, names, 
         tool('infer.py').find_inputs(names)
 
 
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR])
+def test_inferencers_of_the_libraries(config, checkpoints, images, tmp_path):
+    """The three lines of Python in the README; the config alone imports acmix_mm."""
+    if config == DETECTOR:
+        from mmdet.apis import DetInferencer as Inferencer
+    else:
+        from mmseg.apis import MMSegInferencer as Inferencer
+    inferencer = Inferencer(str(config), str(checkpoints[config]), device='cpu')
+    result = inferencer(str(images / 'a.png'), out_dir=str(tmp_path / 'out'))
+    assert len(result['predictions']) == (1 if config == DETECTOR else 256)
+    (picture,) = (tmp_path / 'out' / 'vis').iterdir()
+    assert mmcv.imread(picture).shape == (256, 256, 3)
+
+
 def test_classifiers_are_refused(tool):
     cfg = Config(dict(default_scope='mmpretrain'))
     with pytest.raises(SystemExit, match=r'must be mmdet or mmseg, got .mmpretrain.'):
