@@ -180,14 +180,14 @@ class _OurOperators(TorchFunctionMode):
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, *_: Any, **__: Any
 ) -> tuple[int, Sequence[int]]:
-    """Count one logit and one weighted value per neighbour and channel."""
+    """Count one logit and one weighted value per neighbor and channel."""
     return 2 * q.numel() * kernel_size**2, q.shape
 
 
 def _aggregation(
     weights: Tensor, v: Tensor, kernel_size: int, *_: Any, **__: Any
 ) -> tuple[int, Sequence[int]]:
-    """Count one weighted value per neighbour and channel."""
+    """Count one weighted value per neighbor and channel."""
     return v.numel() * kernel_size**2, v.shape
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.count_sass [--capabilities 80 90] [--dtypes float16 float32 tf32]
                                     [--depths 16 32 64 128]
 
-The kernels of neighbourhood attention with windows of 7x7 pixels are compiled with the ``ptxas``
+The kernels of neighborhood attention with windows of 7x7 pixels are compiled with the ``ptxas``
 that Triton ships, and disassembled. The command prints a table of
 
 * the registers of a thread, and the bytes of stack to which it spills more of them,

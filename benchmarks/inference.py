@@ -14,6 +14,7 @@ The three run in turn in one process. A figure is one over the median time.
 import argparse
 import runpy
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
@@ -21,11 +22,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import mmcv
 import torch
 from mmdet.apis import inference_detector, init_detector
 from torch import Tensor, nn
 
-from acmix_mm.runtime import patch_mmengine
+from acmix_mm.preflight.arguments import whole_number
+from acmix_mm.runtime import patch_mmengine, require_fit
 from acmix_mm.runtime.markdown import table
 from acmix_mm.runtime.parts import Features
 
@@ -105,17 +108,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--checkpoint', default='work_dirs/demo/epoch_20.pth', help='default: %(default)s'
     )
-    parser.add_argument('--rounds', type=int, default=25, help='at least 1 (default: %(default)s)')
+    parser.add_argument('--rounds', type=whole_number(1), default=25, help='default: %(default)s')
     parser.add_argument(
         '--threads',
-        type=int,
+        type=whole_number(1),
         default=torch.get_num_threads(),
         help='number of threads (default: that of torch, %(default)s here)',
     )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    if not Path(args.image).is_file():
+        sys.exit(f'There is no image {args.image} (working directory: {Path.cwd()}).')
+    if mmcv.imread(args.image) is None:
+        sys.exit(f'{args.image} cannot be read as an image.')
     patch_mmengine()  # which checkpoints can be loaded
-    detector = init_detector(args.config, args.checkpoint, device='cpu').requires_grad_(False)
+    detector = init_detector(args.config, device='cpu').requires_grad_(False)
+    require_fit(detector, args.checkpoint, complete=True)
     given = network_input(detector, args.image)
     height, width = given.shape[2:]
     ways = three_ways(args.config, args.checkpoint, Features(detector), (height, width))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from acmix_mm.hooks import PathWeightsHook
 from acmix_mm.layers import PathMix
+from acmix_mm.preflight.arguments import whole_number
 from acmix_mm.registry import MODELS
 from acmix_mm.runtime.markdown import table
 
@@ -100,10 +101,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--rounds', type=int, default=15, help='default: %(default)s')
+    parser.add_argument('--rounds', type=whole_number(1), default=15, help='default: %(default)s')
     parser.add_argument(
         '--threads',
-        type=int,
+        type=whole_number(1),
         default=torch.get_num_threads(),
         help='number of threads (default: that of torch, %(default)s here)',
     )

@@ -125,7 +125,7 @@ def test_planted_pretrained_of_another_family(train, small, tmp_path):
         f'model.backbone.init_cfg.checkpoint={tmp_path}/swin.pth',
     ]
     text = message(train, [SEGMENTOR, *small, *init_cfg])
-    assert f'The checkpoint {tmp_path}/swin.pth cannot be loaded (it is a plain Swin' in text
+    assert f'The checkpoint {tmp_path}/swin.pth cannot be loaded (its format is plain Swin' in text
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from mmdet.models import DetTTAModel
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
+from mmengine.visualization import Visualizer
 from mmseg.visualization import SegLocalVisualizer
 from real_images import last_metrics, needs_coco, write_config
 
@@ -28,7 +29,7 @@ def as_own_process(main):
     """
 
     def run(argv):
-        for visualizer in (DetLocalVisualizer, SegLocalVisualizer):
+        for visualizer in (Visualizer, DetLocalVisualizer, SegLocalVisualizer):
             visualizer._instance_dict.clear()
         return main(argv)
 

@@ -58,6 +58,13 @@ def test_headings_that_are_linked_exist(chinese):
     assert set(linked) <= anchors, linked
 
 
+@pytest.mark.parametrize('chinese', PAGES.values())
+def test_lines_end_where_a_space_may_be(chinese):
+    """Browsers show the end of a line as a space, which Chinese does not have between words."""
+    text = BLOCK.sub('', (ROOT / chinese).read_text())
+    assert re.findall(r'.*[\u4e00-\u9fff]\n *\[?[\u4e00-\u9fff].*', text) == []
+
+
 @pytest.mark.parametrize(
     ('kind', 'old', 'new'),
     [

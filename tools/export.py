@@ -41,12 +41,12 @@ from acmix_mm.layers import merge_convolutions
 from acmix_mm.ops import use_backend
 from acmix_mm.ops.backends.registry import PORTABLE
 from acmix_mm.preflight.arguments import whole_number
-from acmix_mm.preflight.weights import check_fit
 from acmix_mm.runtime import (
     config_parser,
     mistakes_are_one_message,
     patch_mmengine,
     read_config,
+    require_fit,
     require_outputs,
 )
 from acmix_mm.runtime.output import write_output
@@ -173,10 +173,7 @@ def network(cfg: Config, checkpoint: str, part: str | None) -> nn.Module:
     init_default_scope(cfg.default_scope)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     patch_mmengine()  # which checkpoints can be loaded
-    try:
-        check_fit(model, checkpoint, complete=True)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(str(error))
+    require_fit(model, checkpoint, complete=True)
     model = model.eval().requires_grad_(False)
     scope = cfg.default_scope
     if part == 'features' or (part is None and scope == 'mmdet'):
@@ -331,7 +328,7 @@ def export(cfg: Config, model: nn.Module, size: Sequence[int], args: Namespace) 
     dtype = torch.float16 if args.half else torch.float32
     image = torch.zeros(1, 3, *size, dtype=dtype)
     with TemporaryDirectory() as folder:
-        path = str(Path(folder, 'model'))
+        path = str(Path(folder, 'model.pt2'))  # torch.export.load warns of other suffixes
         operators: dict[str, int] = {}
         with portable():
             ready = prepared(model, args.merge, args.half)

@@ -33,6 +33,7 @@ from acmix_mm.runtime import (
     load_config,
     mistakes_are_one_message,
     patch_mmengine,
+    require_fit,
     require_inputs,
     require_outputs,
 )
@@ -109,6 +110,7 @@ def _make_detector(cfg: Config, checkpoint: str, score_threshold: float) -> Pred
     from mmdet.apis import DetInferencer
 
     inferencer = DetInferencer(cfg, checkpoint, show_progress=False)
+    require_fit(inferencer.model, checkpoint, complete=True)
     classes = _use_classes_of(inferencer, cfg)
 
     def predict(image: Path) -> tuple[Any, None, np.ndarray]:
@@ -131,6 +133,7 @@ def _make_segmentor(cfg: Config, checkpoint: str) -> Predict:
     from mmseg.apis import MMSegInferencer
 
     inferencer = MMSegInferencer(cfg, checkpoint)
+    require_fit(inferencer.model, checkpoint, complete=True)
     inferencer.show_progress = False
     classes = _use_classes_of(inferencer, cfg)
 

@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with mistakes_are_one_message(cfg):
         runner = build_runner(cfg)
         if not args.allow_missing:
-            require_fit(runner, args.checkpoint, complete=True)
+            require_fit(runner.model, args.checkpoint, complete=True)
         return runner.test()
 
 

@@ -135,8 +135,8 @@ def _identify(family: Family, entries: dict[str, Tensor], expected: dict[str, Te
         return family.ours  # a part of it: torch reports what is missing
     raise ValueError(
         f'{family.name} cannot load this checkpoint: '
-        + (f'it is a {other[1].name}' if other else 'its format is unknown')
-        + f' ({len(entries)} entries, such as {next(iter(entries))!r}). '
+        f'its format is {other[1].name if other else "unknown"} '
+        f'({len(entries)} entries, such as {next(iter(entries))!r}). '
         f'Known: {", ".join(f.name for f in family.formats)}.'
     )
 

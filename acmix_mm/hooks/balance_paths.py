@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from mmengine.dist import all_reduce
@@ -40,8 +40,8 @@ def balance_paths(model: nn.Module, run: Callable[[], Any]) -> None:
     GPU. In a distributed job, every process must call this function; they take their common mean.
 
     Args:
-        model: Network with ACmix layers, whose alpha is learned. Weights that are not learned
-            remain.
+        model: Network with ACmix layers, whose alpha is learned. Weights that are not learned,
+            such as those of frozen stages, remain.
         run: Callable that runs the model once on a batch, in the mode in which it is trained.
 
     Raises:
@@ -58,7 +58,10 @@ def balance_paths(model: nn.Module, run: Callable[[], Any]) -> None:
         0.5
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.no_grad(), torch.random.fork_rng():
+    device = next(model.parameters()).device
+    # By default, every process of a job would take memory of all GPUs of the machine.
+    gpus = [device] if device.type == 'cuda' else []
+    with torch.no_grad(), torch.random.fork_rng(gpus):
         # The first pass also changes what deeper layers get. That matters where no norm follows.
         for _ in range(2):
             _balance_once(model, run)
@@ -70,7 +73,7 @@ def _balance_once(model: nn.Module, run: Callable[[], Any]) -> None:
     mixes = {
         name.rpartition('.')[0]: module
         for name, module in model.named_modules()
-        if isinstance(module, PathMix) and isinstance(module.alpha, nn.Parameter)
+        if isinstance(module, PathMix) and _is_learned(module.alpha)
     }
     shares = PathShares(model)
     with shares.measuring():
@@ -90,15 +93,20 @@ def _balance_once(model: nn.Module, run: Callable[[], Any]) -> None:
     all_reduce(alphas, 'mean')
     for name, alpha in zip(measured, alphas, strict=True):
         for weight, value in ((mixes[name].alpha, alpha), (mixes[name].beta, 1 - alpha)):
-            if isinstance(weight, nn.Parameter):
+            if _is_learned(weight):
                 weight.fill_(value)
+
+
+def _is_learned(weight: object) -> TypeGuard[nn.Parameter]:
+    return isinstance(weight, nn.Parameter) and weight.requires_grad
 
 
 @HOOKS.register_module()
 class BalancePathsHook(Hook):
     """Call :func:`balance_paths` on the first batch of a training, before it is learned from.
 
-    A training that is resumed, is left as it is.
+    A training that is resumed is left as it is. One that starts from the weights of an ACmix
+    network loses their alpha and beta.
 
     Examples:
         On the command line: ``--cfg-options default_hooks.balance.type=BalancePathsHook``.

@@ -31,7 +31,7 @@ def acmix_conv(
     """Build an ACmix layer, or a plain convolution, from the arguments of a convolution.
 
     This function is what ``dict(type='ACmix')`` names in ``conv_cfg``, ``dcn`` and
-    ``MODELS.build``. A 1x1 request gives a plain 1x1 convolution: it has no neighbourhood to mix.
+    ``MODELS.build``. A 1x1 request gives a plain 1x1 convolution: it has no neighborhood to mix.
     With ``grouped='conv'`` a request with groups gives a plain convolution, too.
 
     Args:

@@ -31,7 +31,7 @@ def register_flops(operator: str, prefix: str = '') -> None:
 
 
 def _attention(q: Shape, k: Shape, v: Shape, kernel_size: int, *_: Any, **__: Any) -> int:
-    """Two multiply-adds for each channel and neighbour of a query: its logit and its value."""
+    """Two multiply-adds for each channel and neighbor of a query: its logit and its value."""
     return 2 * 2 * prod(q) * kernel_size**2
 
 

@@ -36,8 +36,8 @@ def neighborhood_attention(
         k: ``(B, N, D, H, W)``.
         v: ``(B, N, D, H, W)``.
         kernel_size: Window side K in pixels, odd.
-        stride: Pixels between the windows of neighbouring queries.
-        dilation: Pixels between neighbouring keys of a window.
+        stride: Pixels between the windows of neighboring queries.
+        dilation: Pixels between neighboring keys of a window.
         scale: Factor of the logits; ``D ** -0.5`` if None.
         backend: One of ``available_backends('neighborhood_attention')``. None (default) means the
             one set by :func:`use_backend`, or else the best that can take the tensors.

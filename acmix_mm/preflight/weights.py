@@ -81,10 +81,8 @@ def check_pretrained(model: object) -> None:
             raise ValueError(_message(path, str(error), _OTHER_FILE)) from error
         if found is None or found[0] != family:
             known = ', '.join(fmt.name for fmt in family.formats)
-            what = f'a {found[1].name}' if found else 'of an unknown format'
-            raise ValueError(
-                _message(path, f'it is {what}', f'give one that {family.name} loads: {known}')
-            )
+            fault = f'its format is {found[1].name if found else "unknown"}'
+            raise ValueError(_message(path, fault, f'give one that {family.name} loads: {known}'))
 
 
 def pretrained_checkpoints(model: object) -> Iterator[str]:
@@ -144,7 +142,7 @@ def check_fit(model: Any, path: str, complete: bool) -> None:
     """Check that a checkpoint sets the weights of a model.
 
     Args:
-        model: The model that mmengine's runner has built. The weights are loaded into it. What is
+        model: The model, such as that of mmengine's runner. The weights are loaded into it. What is
             no model yet, or sharded, is not checked.
         path: File, URL or other address of the checkpoint.
         complete: Whether the checkpoint must set all weights, as it must for a test. Otherwise one
@@ -175,7 +173,10 @@ def check_fit(model: Any, path: str, complete: bool) -> None:
             "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)."
         )
     else:
-        mend = 'Give a checkpoint of this config. --allow-missing tests with random weights there.'
+        mend = (
+            'Give a checkpoint of this config. Only tools/test.py --allow-missing takes random '
+            'weights there.'
+        )
     raise ValueError(
         f'The checkpoint {path} does not fit the model: {len(missing)} of the {number} entries of '
         f'the model are not in it, or have another shape ({_some(missing)}). It contains '
@@ -259,7 +260,7 @@ def _message(path: str, reason: str, mend: str) -> str:
         f'The checkpoint {path} cannot be loaded ({reason}).',
         'To continue, either:',
         f'  * {mend}',
-        '  * start without it: --cfg-options model.backbone.init_cfg=None for a backbone',
+        '  * start without it, if the config names it for a backbone: model.backbone.init_cfg=None',
         '    (model.pretrained=None in mmseg)',
         '  * try without downloads: `make demo` makes a small data set and trains on it',
     ])  # fmt: skip

@@ -221,17 +221,18 @@ def require_outputs(folders: Mapping[str, str | None], files: Mapping[str, str] 
         sys.exit(str(error))
 
 
-def require_fit(runner: Runner, checkpoint: str, complete: bool) -> None:
-    """End the process with one message if a checkpoint does not fit the model of a runner.
+def require_fit(model: Any, checkpoint: str, complete: bool) -> None:
+    """Load a checkpoint, or end the process with one message if it does not fit a model.
 
     Args:
-        runner: Runner from :func:`build_runner`.
+        model: The model, into which the weights are loaded. One that is not built yet, or is
+            sharded, is not checked.
         checkpoint: Path or address of the checkpoint.
         complete: Whether it must set all weights of the model. Otherwise one is enough.
     """
     try:
-        check_fit(runner.model, checkpoint, complete)
-    except ValueError as error:
+        check_fit(model, checkpoint, complete)
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
 
 
@@ -281,7 +282,7 @@ def train(cfg: Config, resume_newest: bool = False) -> Runner:
             require_inputs(cfg, (), [cfg.load_from] if cfg.get('load_from') else [])
         runner = build_runner(cfg)
         if cfg.get('load_from') and not cfg.get('resume'):
-            require_fit(runner, cfg.load_from, complete=False)
+            require_fit(runner.model, cfg.load_from, complete=False)
         try:
             runner.train()
         except WriteError as error:

@@ -14,6 +14,8 @@ class ForeignClassifierHook(Hook):
     project register it.
     """
 
+    priority = 'VERY_HIGH'  # other hooks, such as EMAHook, read the entry 'state_dict'
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put the weights of the whole model where mmengine looks for them."""
         weights = of_whole_model(checkpoint)

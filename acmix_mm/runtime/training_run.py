@@ -25,17 +25,22 @@ SECONDS_TO_END = 30  # that a training has after SIGTERM
 def read_scalars(work_dir: Path) -> list[dict[str, float]]:
     """Read what a training has logged, in the order of time. One that was resumed has several logs.
 
+    A line that was cut off, as by a full disk or a kill, is left out.
+
     Args:
         work_dir: Work dir of the training.
 
     Returns:
         list: Entries with the key ``step``, such as an iteration's learning rate and losses.
     """
-    return [
-        json.loads(line)
-        for file in sorted(work_dir.glob('*/vis_data/scalars.json'))
-        for line in file.read_text().splitlines()
-    ]
+    rows = []
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                print(f'{file}, line {number}, is left out ({error}).', file=sys.stderr)
+    return rows
 
 
 class RunError(Exception):

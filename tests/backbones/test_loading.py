@@ -101,7 +101,7 @@ def test_loads_within_a_detector(released):
 
 
 FOREIGN = {
-    'plain ResNet': (['conv1.weight', 'layer1.0.conv2.weight'], 'it is a plain ResNet'),
+    'plain ResNet': (['conv1.weight', 'layer1.0.conv2.weight'], 'its format is plain ResNet'),
     'unknown': (['blocks.0.weight', 'head.bias'], 'its format is unknown'),
     'unknown, with a name of ours': (
         ['stages.0.blocks.0.norm1.weight', 'cls_token'],
@@ -110,7 +110,7 @@ FOREIGN = {
     # It shares names of blocks with ACmixPVT, such as stages.0.blocks.0.norm1.weight.
     'other family': (
         ['stages.0.blocks.0.norm1.weight', 'stages.0.blocks.0.attn.w_msa.qkv.weight'],
-        'it is a plain Swin',
+        'its format is plain Swin',
     ),
     'pair-wise SAN': (
         ['layer0.0.sam.conv_w.0.weight', 'layer0.0.sam.conv_p.weight'],
@@ -308,7 +308,7 @@ def test_other_widths_are_refused_and_reported(released, messages):
     ('names', 'says'),
     [
         (['transformer.wte'], r"its format is unknown \(1 entries, such as 'transformer.wte'\)"),
-        (['layer1.0.conv2.weight'], 'it is a plain ResNet'),
+        (['layer1.0.conv2.weight'], 'its format is plain ResNet'),
     ],
 )
 def test_other_networks_are_refused(names, says):

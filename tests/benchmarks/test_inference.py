@@ -60,3 +60,23 @@ def test_prints_a_row_for_both(files, monkeypatch, capsys):
     assert header == '|  | eager | compiled | ONNX |'
     for row in (alone, whole):
         assert all(float(figure) > 0 for figure in row.split('|')[2:-1])
+
+
+@pytest.mark.parametrize(
+    ('image', 'checkpoint', 'says'),
+    [
+        ('nowhere.jpg', None, 'There is no image nowhere.jpg'),
+        (__file__, None, 'test_inference.py cannot be read as an image'),
+        (None, 'nowhere.pth', 'checkpoint nowhere.pth cannot be loaded'),
+    ],
+)
+def test_mistakes_are_one_message(files, image, checkpoint, says):
+    with pytest.raises(SystemExit, match=says):
+        inference.main([image or files[0], '--checkpoint', checkpoint or files[1]])
+
+
+@pytest.mark.parametrize('option', ['--rounds', '--threads'])
+def test_numbers_that_are_too_small(files, option, capsys):
+    with pytest.raises(SystemExit):
+        inference.main([files[0], option, '0'])
+    assert f'argument {option}: must be a whole number of at least 1' in capsys.readouterr().err

@@ -35,3 +35,10 @@ def test_prints_a_row_for_each_network(capsys):
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 2 + 1
     assert rows[2].startswith('| tiny | 1x3x32x32 | ')
+
+
+@pytest.mark.parametrize('option', ['--rounds', '--threads'])
+def test_numbers_that_are_too_small(option, capsys):
+    with pytest.raises(SystemExit):
+        path_weights.main([option, '0'])
+    assert f'argument {option}: must be a whole number of at least 1' in capsys.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 import torch
 from golden import Golden, relative_error
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
@@ -84,7 +85,10 @@ def test_released_file_is_loaded_as_it_is(golden, classifier, released, tmp_path
         classifier, str(tmp_path), default_scope='mmengine', experiment_name='released',
         log_level='ERROR',
     )  # fmt: skip
+    average = EMAHook()
+    runner.register_hook(average)
     runner.register_hook(ForeignClassifierHook())
+    average.before_run(runner)
     runner.load_checkpoint(str(released))
     check_logits(classifier, golden)
 

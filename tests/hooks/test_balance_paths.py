@@ -1,5 +1,7 @@
 """Balanced paths, in every family and in a training."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from mmengine.model import BaseModel
@@ -55,6 +57,27 @@ def test_weights_that_are_not_learned_remain():
     shares = shares_of(layers, lambda: layers(x))
     assert shares['0'].convolution_share == pytest.approx(0.5, abs=1e-3)
     assert (layers[1].mix.alpha, layers[1].mix.beta) == (1, 3)
+
+
+def test_frozen_weights_remain():
+    layers = nn.Sequential(ACmix(8, 8).requires_grad_(False), ACmix(8, 8))
+    x = torch.rand(2, 8, 9, 9)
+    balance_paths(layers, lambda: layers(x))
+    assert (layers[0].mix.alpha.item(), layers[0].mix.beta.item()) == (0.5, 0.5)
+    assert layers[1].mix.alpha.item() != 0.5
+
+
+def test_random_state_of_no_other_gpu_is_touched(monkeypatch):
+    asked = []
+
+    def fork_rng(devices=None):
+        asked.append(devices)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.random, 'fork_rng', fork_rng)
+    layer, x = ACmix(8, 8), torch.rand(2, 8, 9, 9)
+    balance_paths(layer, lambda: layer(x))
+    assert asked == [[]]
 
 
 def test_processes_take_their_mean(monkeypatch):

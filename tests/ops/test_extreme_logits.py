@@ -2,7 +2,7 @@
 
 A logit of size L is rounded to about ``L * 2**-24``, and an error e of a logit changes its weight
 by the factor ``exp(e)``. That bounds what any implementation in float32 can do: PyTorch's softmax
-and the compiled kernels stay within the same bound. From ``2**23`` on, neighbouring numbers are 1
+and the compiled kernels stay within the same bound. From ``2**23`` on, neighboring numbers are 1
 or more apart in float32; results stay finite, and each is an average of values.
 """
 

@@ -146,18 +146,18 @@ def test_attention_precision(backend, dtype, rtol):
 
 
 def test_definition_by_hand():
-    """One head, one channel, 3x3 on a 2x2 map: softmax over the reflected neighbours."""
+    """One head, one channel, 3x3 on a 2x2 map: softmax over the reflected neighbors."""
     q = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 1, 2, 2)
     k, v = q / 2, -q
     out = neighborhood_attention(q, k, v, 3, scale=0.5, backend='reference')
     # Around pixel (0, 0), rows and columns are reflected to 1, 0, 1.
-    neighbours = torch.tensor([4.0, 3, 4, 2, 1, 2, 4, 3, 4])
-    weights = (0.5 * 1.0 * neighbours / 2).softmax(0)
-    torch.testing.assert_close(out[0, 0, 0, 0, 0], -(weights * neighbours).sum())
+    neighbors = torch.tensor([4.0, 3, 4, 2, 1, 2, 4, 3, 4])
+    weights = (0.5 * 1.0 * neighbors / 2).softmax(0)
+    torch.testing.assert_close(out[0, 0, 0, 0, 0], -(weights * neighbors).sum())
 
 
 def test_shift_conv_starts_as_shifts_by_hand():
-    """With one map and unit mixing weights, one-hot kernels sum the 3x3 neighbourhood."""
+    """With one map and unit mixing weights, one-hot kernels sum the 3x3 neighborhood."""
     x = torch.arange(1.0, 7.0).view(1, 1, 1, 2, 3)
     kernel = torch.eye(9).view(1, 1, 9, 3, 3)
     out = shift_conv(x, torch.ones(1, 9, 1), None, kernel)

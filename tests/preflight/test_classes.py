@@ -42,7 +42,7 @@ def test_every_config_of_ours_fits():
         assert numbers_of_classes(cfg.model), path
         check_classes(cfg, 'train', 'val', 'test')
         checked += 1
-    assert checked == 55
+    assert checked == 56
 
 
 @pytest.mark.parametrize(

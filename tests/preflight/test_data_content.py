@@ -65,7 +65,7 @@ def crop(path):
     cv2.imwrite(str(path), cv2.imread(str(path), -1)[:100])
 
 
-def colour(path):
+def color(path):
     cv2.imwrite(str(path), cv2.imread(str(path)))
 
 
@@ -134,7 +134,7 @@ def test_planted_in_detection_data(root, file, damage, parts):
         (MAP, remove, ['1 of 8 files are not there', MAP, 'again']),
         (MAP, truncate, [MAP, 'decoded']),
         (MAP, crop, [MAP, '(100, 256)', '(256, 256)']),
-        (MAP, colour, ['(256, 256, 3)', 'one channel']),
+        (MAP, color, ['(256, 256, 3)', 'one channel']),
         (MAP, paint, [MAP, 'labels 5', '5 classes are 0 to 4', '255 is ignored']),
     ],
 )

@@ -184,8 +184,8 @@ def backbone(path, kind='ACmixSwin', **options):
 @pytest.mark.parametrize(
     ('content', 'says'),
     [
-        (RESNET, r'a plain ResNet \(torchvision\)'),
-        (WEIGHTS, 'of an unknown format'),
+        (RESNET, r'its format is plain ResNet \(torchvision\)'),
+        (WEIGHTS, 'its format is unknown'),
         ({'a': torch.ones(1), 'b': 3}, "entry 'b' is a int"),
     ],
 )

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from acmix_mm.runtime import training_run
-from acmix_mm.runtime.training_run import TrainingRun, end_all
+from acmix_mm.runtime.training_run import TrainingRun, end_all, read_scalars
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -50,3 +50,11 @@ def test_runs_commands_until_one_fails(run):
     assert run.run([['touch', made[0]]]) is True
     assert run.run([['false'], ['touch', made[1]]]) is False
     assert sorted(path.name for path in run.work_dir.iterdir()) == ['a', 'train_and_test.log']
+
+
+def test_line_of_a_log_that_was_cut_off(run, capsys):
+    logs = run.work_dir / '20260101' / 'vis_data'
+    logs.mkdir(parents=True)
+    (logs / 'scalars.json').write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_scalars(run.work_dir) == [dict(step=1, loss=2.0)]
+    assert 'scalars.json, line 2, is left out' in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """tools/analysis/compare_paths.py: statistics by hand, and tiny trainings."""
 
+import json
 import shutil
 import time
 from dataclasses import replace
@@ -20,6 +21,7 @@ loader = dict(num_workers=0, persistent_workers=False, batch_size=2)
 train_dataloader = dict(dataset=dict(data_root={data!r}), **loader)
 val_dataloader = dict(dataset=dict(data_root={data!r}), **loader)
 test_dataloader = val_dataloader
+visualizer = dict(name='compared')  # mmengine has one of a name in a process
 """
 
 
@@ -83,6 +85,24 @@ def test_equal_results_are_no_difference(tool_module, results):
     assert difference.verdict == 'too few values', 'equal gains say nothing about their spread'
 
 
+def test_equal_gains_of_a_rounded_metric_give_no_verdict(tool_module):
+    """50.1 - 50.0 and 48.7 - 48.6 are not equal as binary numbers, but as results."""
+    values = dict(
+        learned=(50.1, 48.7, 49.0), attention=(50.0, 48.6, 48.9), plain=(49.1, 47.75, 48.1)
+    )
+    rows = [
+        result(tool_module, mode, seed, value)
+        for mode, list_ in values.items()
+        for seed, value in enumerate(list_)
+    ]
+    found = tool_module.compare(rows)
+    assert found['bccd', 'attention'].verdict == 'too few values'
+    # It is not rejected, so that the other one is tested at 2.5 %: gains 1, 0.95, 0.9.
+    assert found['bccd', 'plain'].half_width == pytest.approx(
+        stats.t.ppf(1 - 0.025 / 2, 2) * 0.05 / 3**0.5
+    )
+
+
 def test_later_rows_change_no_verdict_on_the_main_modes(tool_module, results):
     """They are a family of their own."""
     more = [result(tool_module, f'wide{i}', seed, seed**i) for i in range(9) for seed in range(3)]
@@ -104,7 +124,8 @@ def test_modes_are_what_they_are_called(tool_module):
         assert sizes['attention'].macs < sizes['learned'].macs < sizes['attention-wide'].macs
         assert sizes['learned'].macs < sizes['convolution-wide'].macs
         assert sizes['plain'].params > sizes['learned'].params > sizes['attention'].params
-        for mode, rate, fast in (('fast-mix', 2e-3, 2e-2), ('plain-lr4e-3', 4e-3, None)):
+        modes = [('fast-mix', 2e-3, 2e-2), ('plain-lr4e-3', 4e-3, None)]
+        for mode, rate, fast in modes:
             job = tool_module.Job(Path(config), mode, 0, Path(), tool_module.MODES[mode])
             cfg = job.run.read_config()
             init_default_scope(cfg.default_scope)
@@ -120,24 +141,21 @@ def test_modes_are_what_they_are_called(tool_module):
                 group['weight_decay'] for group in groups if names[id(group['params'][0])] in mixes
             }
             assert decays == ({0.0} if fast else set())
-            balanced = tool_module.Job(
-                Path(config), 'balanced', 0, Path(), tool_module.MODES['balanced']
-            )
-            assert balanced.run.read_config().default_hooks.balance.type == 'BalancePathsHook'
 
 
 def test_equal_seconds(tool_module, results, tmp_path, capsys):
-    """The fastest `plain` takes half of the seconds of `learned`: it gets twice the steps."""
+    """The fastest step of `plain` takes half as long as that of `learned`: it gets twice as many.
+
+    Start and test, which are in the seconds of results.csv, do not count.
+    """
     config = tool_module.CONFIGS[0]
-    known = [
-        replace(
-            r,
-            config=config.stem,
-            seconds={'learned': 300.0, 'plain': 150.0 + 99 * r.seed}.get(r.mode, 0.0),
-        )
-        for r in results
-    ]
-    tool_module.write_results(known, tmp_path)
+    for mode, seed, times in (
+        ('learned', 0, (0.9, 0.6)), ('learned', 1, (0.8, 0.7)), ('plain', 0, (0.3, 0.4)),
+    ):  # fmt: skip
+        log = tmp_path / config.stem / mode / f'seed{seed}' / 'time' / 'vis_data' / 'scalars.json'
+        log.parent.mkdir(parents=True)
+        rows = [dict(step=1, loss=1.0, time=time) for time in times]
+        log.write_text('\n'.join(map(json.dumps, [*rows, dict(step=1, mIoU=1.0, time=0.1)])))
     argv = [
         str(config),
         '--seeds',
@@ -147,7 +165,6 @@ def test_equal_seconds(tool_module, results, tmp_path, capsys):
         str(tmp_path),
         '--dry-run',
     ]
-    capsys.readouterr()
     tool_module.main([*argv, '--modes', 'learned', 'plain'])
     train, test = capsys.readouterr().out.splitlines()
     assert test.split()[3] == str(tmp_path / config.stem / 'plain-equal-seconds/seed0/iter_900.pth')
@@ -158,8 +175,18 @@ def test_equal_seconds(tool_module, results, tmp_path, capsys):
     assert cfg.param_scheduler[0].end == 50
     assert 'path_weights' not in options
     assert 'stage_with_acmix' in options
-    with pytest.raises(SystemExit, match='has no attention run of retinanet'):
+    with pytest.raises(SystemExit, match=r'seconds: .*/attention has no log of a training'):
         tool_module.main([*argv, '--modes', 'attention'])
+    known = result(tool_module, 'plain-equal-seconds', 7, 50.0, steps=850)
+    known = replace(known, config=config.stem)
+    tool_module.write_results([known], tmp_path)
+    capsys.readouterr()
+    tool_module.main([*argv, '--modes', 'plain'])
+    assert 'iter_850.pth' in capsys.readouterr().out, 'all seeds of a row have the same steps'
+    epochs = tmp_path / 'epochs.py'
+    epochs.write_text('train_cfg = dict(by_epoch=True, max_epochs=3)')
+    with pytest.raises(SystemExit, match=r'epochs\.py counts epochs'):
+        tool_module.main([str(epochs), *argv[1:], '--modes', 'plain'])
 
 
 def test_other_seeds(tool_module, capsys):
@@ -238,35 +265,69 @@ def test_report_is_made_from_the_csv_alone(tool_module, results, tmp_path, capsy
 
 
 def test_trains_skips_what_is_done_and_goes_on_after_a_failure(
-    tool_module, shapes, tmp_path, monkeypatch, capsys
+    tool_module, tool, shapes, tmp_path, monkeypatch, capsys
 ):
+    """`balanced` is trained and tested in this process; `plain` fails, and then has a result."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'tiny.py').write_text(CONFIG.format(data=str(shapes)))
+    plain_fails = True
+
+    def run(self, commands):
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        with self.log.open('a') as log:
+            log.writelines(f'{command}\n' for command in commands)
+        if 'plain' not in self.work_dir.parts:
+            for _, script, *arguments in commands:
+                tool(Path(script).name).main(arguments)
+        elif plain_fails:
+            return False
+        else:
+            (self.work_dir / 'test' / '1').mkdir(parents=True)
+            (self.work_dir / 'test' / '1' / '1.json').write_text('{"mIoU": 12.3456}')
+        return True
+
+    monkeypatch.setattr(tool_module.TrainingRun, 'run', run)
     argv = ['tiny.py', '--seeds', '1', '--modes', 'balanced', 'plain', '--work-dir', 'w']
-    monkeypatch.setitem(tool_module.MODES, 'plain', ['model.backbone.depth=27'])
     with pytest.raises(SystemExit, match='1 of 2 runs failed:\ntiny plain seed 0: see the end of'):
         tool_module.main(argv)
-    assert 'depth' in (tmp_path / 'w/tiny/plain/seed0/train_and_test.log').read_text()
-    monkeypatch.setitem(
-        tool_module.MODES, 'plain', ['model.backbone.stage_with_acmix=(False,False,False,False)']
-    )
+    plain_fails = False
     log = tmp_path / 'w/tiny/balanced/seed0/train_and_test.log'
     before = log.stat().st_mtime_ns
     (tmp_path / 'w' / 'results.csv').unlink()  # it is collected anew
     tool_module.main(argv)
     assert log.stat().st_mtime_ns == before
-    rows = tool_module.read_results(tmp_path / 'w' / 'results.csv')
-    assert [(row.mode, row.metric, row.steps, row.seconds > 0, row.loss > 0) for row in rows] == [
-        ('balanced', 'mIoU', 2, True, True),
-        ('plain', 'mIoU', 2, True, True),
-    ]
-    assert rows[0].params != rows[1].params
+    first, second = tool_module.read_results(tmp_path / 'w' / 'results.csv')
+    assert (first.mode, first.metric, first.steps) == ('balanced', 'mIoU', 2)
+    assert first.seconds > 0
+    assert first.loss > 0
+    assert (second.mode, second.value, second.seconds > 0) == ('plain', 12.346, True)
+    assert first.params != second.params
     checkpoint = torch.load(tmp_path / 'w/tiny/balanced/seed0/iter_2.pth', weights_only=False)
     weights = checkpoint['state_dict']
     alphas = [value.item() for name, value in weights.items() if name.endswith('.alpha')]
+    assert len(alphas) == 8
     assert all(abs(alpha - 0.5) > 0.02 for alpha in alphas), 'an update moves them by less'
+    capsys.readouterr()
     tool_module.main([*argv, '--dry-run'])
-    assert 'train.py' not in capsys.readouterr().out.splitlines()[-1], 'nothing is left to do'
+    assert not capsys.readouterr().out, 'nothing is left to do'
+
+
+def test_trainings_use_one_thread(tool_module, tmp_path):
+    job = tool_module.Job(tmp_path / 'x.py', 'learned', 0, tmp_path, [])
+    assert job.run.run([['python', '-c', 'import os; print(os.environ["OMP_NUM_THREADS"])']])
+    assert job.run.log.read_text().splitlines()[-1] == '1'
+
+
+def test_config_that_is_missing(tool_module, tmp_path):
+    with pytest.raises(SystemExit, match=r'missing\.py cannot be read'):
+        tool_module.main([str(tmp_path / 'missing.py'), '--dry-run', '--work-dir', str(tmp_path)])
+
+
+def test_run_that_is_reported_twice(tool_module, results, tmp_path):
+    tool_module.write_results(results, tmp_path)
+    csv = str(tmp_path / 'results.csv')
+    with pytest.raises(SystemExit, match='a second result of bccd learned seed 0'):
+        tool_module.main(['--report', csv, csv, '--work-dir', str(tmp_path)])
 
 
 def test_interrupt_ends_the_trainings(tool_module, tmp_path, monkeypatch):

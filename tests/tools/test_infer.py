@@ -132,6 +132,14 @@ def test_inferencers_of_the_libraries(config, checkpoints, images, tmp_path):
     assert mmcv.imread(picture).shape == (256, 256, 3)
 
 
+def test_checkpoint_of_another_network(tool, checkpoints, images, tmp_path):
+    """The inferencers would predict with the random weights of the entries that it lacks."""
+    arguments = ['--config', str(DETECTOR), '--checkpoint', str(checkpoints[SEGMENTOR])]
+    with pytest.raises(SystemExit, match=r'sem-fpn.*does not fit the model: \d+ of the \d+ entr'):
+        tool('infer.py').main([str(images), *arguments, '--out', str(tmp_path / 'out')])
+    assert not [*tmp_path.glob('out/*')]
+
+
 def test_classifiers_are_refused(tool):
     cfg = Config(dict(default_scope='mmpretrain'))
     with pytest.raises(SystemExit, match=r'must be mmdet or mmseg, got .mmpretrain.'):

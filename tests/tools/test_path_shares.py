@@ -22,6 +22,7 @@ train_dataloader = dict(dataset=dict(data_root={data!r}), **loader)
 val_dataloader = dict(dataset=dict(data_root={data!r}), **loader)
 test_dataloader = val_dataloader
 randomness = dict(seed=3)
+visualizer = dict(name='{name}')  # mmengine has one of a name in a process
 """
 
 
@@ -33,24 +34,31 @@ def path_shares(tool):
 @pytest.fixture
 def folder(tool, shapes, tmp_path):
     """Folder of compare_paths.py with one run of one step, whose learning rate is 0."""
-    (tmp_path / 'tiny.py').write_text(CONFIG.format(data=str(shapes)))
+    (tmp_path / 'tiny.py').write_text(CONFIG.format(data=str(shapes), name='trained'))
     run = tmp_path / 'runs' / 'tiny' / 'balanced' / 'seed3'
     tool('train.py').main([str(tmp_path / 'tiny.py'), '--work-dir', str(run)])
-    arguments = [str(tmp_path / 'tiny.py'), str(run / 'iter_1.pth')]
-    tool('test.py').main([*arguments, '--work-dir', str(run / 'test')])
+    (run / 'test' / '1').mkdir(parents=True)
+    (run / 'test' / '1' / '1.json').write_text('{"mIoU": 1}')
     return tmp_path / 'runs'
 
 
-def test_measures_runs_once(path_shares, tool, folder, tmp_path, capsys):
+def test_measures_runs_once(path_shares, tool, folder, tmp_path, monkeypatch, capsys):
     run = folder / 'tiny' / 'balanced' / 'seed3'
-    network = path_shares.Network(run, run / 'tiny.py', str(tmp_path / 'logs'))
-    trained = torch.load(run / 'iter_1.pth', weights_only=False)['state_dict']
-    for name, value in network.model.named_parameters():
-        # As the learning rate is 0, the weights are those of the start, except for the balance.
-        assert torch.equal(value, trained[name]) != ('.mix.' in name), name
+    start, shares = {}, path_shares.Network.shares
 
+    def spy(network):
+        start.update({name: value.clone() for name, value in network.model.named_parameters()})
+        return shares(network)
+
+    monkeypatch.setattr(path_shares.Network, 'shares', spy)
+    monkeypatch.setitem(path_shares.main.__globals__, 'BATCHES', 2)
     path_shares.main([str(folder)])
     assert '1/1' in capsys.readouterr().out
+    trained = torch.load(run / 'iter_1.pth', weights_only=False)['state_dict']
+    assert len(start) > 100
+    for name, value in start.items():
+        # As the learning rate is 0, the weights are those of the start, except for the balance.
+        assert torch.equal(value, trained[name]) != ('.mix.' in name), name
     rows = path_shares.read_rows(folder / 'shares.csv', path_shares.LayerShare)
     logged = tool('analysis/plot_paths.py').read_run(run)
     assert [row.layer for row in rows] == logged.layers
@@ -77,6 +85,41 @@ def test_measures_runs_once(path_shares, tool, folder, tmp_path, capsys):
     assert '| layer | balanced: alpha |' in page.read_text()
     assert '| tiny | balanced | mIoU | 1 |' in page.read_text()
     assert (tmp_path / 'images' / 'page_shares.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_warm_start_is_the_start(path_shares, tool, shapes, tmp_path, monkeypatch):
+    """Of a training that began from weights, also after it was resumed."""
+    config = CONFIG.format(data=str(shapes), name='warm')
+    run = tmp_path / 'tiny' / 'learned' / 'seed0'
+    log = run / '20260101' / 'vis_data'
+    log.mkdir(parents=True)
+    config += f'work_dir = {str(run)!r}\nlauncher = "none"\n'
+    (log / 'config.py').write_text(f'{config}load_from = "plain.pth"\n')
+    (run / 'tiny.py').write_text(f'{config}load_from = "iter_1.pth"\nresume = True\n')
+    loaded = []
+
+    class Loaded(Exception):
+        pass
+
+    def load_checkpoint(runner, path):
+        loaded.append(path)
+        raise Loaded
+
+    monkeypatch.setattr(path_shares.Runner, 'load_checkpoint', load_checkpoint)
+    monkeypatch.setitem(path_shares.main.__globals__, 'newest_checkpoint', lambda cfg: None)
+    for _ in range(2):  # the second one must not log to the removed folder of the first one
+        with pytest.raises(Loaded):
+            path_shares.measure(run)
+    assert loaded == ['plain.pth'] * 2
+
+
+def test_runs_of_one_name_are_refused(path_shares, tmp_path):
+    for folder in ('short', 'long'):
+        test = tmp_path / folder / 'tiny' / 'learned' / 'seed0' / 'test' / '1'
+        test.mkdir(parents=True)
+        (test / '1.json').write_text('{"mIoU": 1}')
+    with pytest.raises(SystemExit, match=r'long/.* and .*short/.* cannot be told apart'):
+        path_shares.main([str(tmp_path)])
 
 
 def test_silenced_layers(path_shares):

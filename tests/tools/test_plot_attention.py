@@ -328,6 +328,12 @@ def test_mistakes_are_one_line(plot, options, says):
     assert '\n' not in str(error.value).strip()
 
 
+def test_format_that_needs_a_missing_program(plot, monkeypatch):
+    monkeypatch.setenv('PATH', '')
+    with pytest.raises(SystemExit, match=r"--out attention.pgf: '\w+' not found"):
+        plot(out='attention.pgf')
+
+
 @pytest.mark.parametrize('point', ['57', '57,a', '1,2,3', 'nan,1', ''])
 def test_malformed_point(plot, point, capsys):
     with pytest.raises(SystemExit) as error:

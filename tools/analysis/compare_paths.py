@@ -176,7 +176,8 @@ def _compare_family(results: Sequence[Result]) -> dict[tuple[str, str], Differen
     pairs: dict[tuple[str, str], list[float]] = {}
     for (config, mode, seed), value in by_run.items():
         if mode != BASELINE and (config, BASELINE, seed) in by_run:
-            gain = by_run[config, BASELINE, seed] - value
+            # As many digits as the values have: equal gains must be equal numbers.
+            gain = round(by_run[config, BASELINE, seed] - value, 6)
             pairs.setdefault((config, mode), []).append(gain)
     pairs = {key: gains for key, gains in pairs.items() if len(gains) > 1}
     differences, left = {}, len(pairs)
@@ -190,7 +191,7 @@ def _compare_family(results: Sequence[Result]) -> dict[tuple[str, str], Differen
 
 def _p_value(gains: Sequence[float]) -> float:
     if len(set(gains)) == 1:
-        return 0.0 if gains[0] else 1.0
+        return 1.0  # no verdict, so that it must not raise the level of the others
     return stats.ttest_1samp(gains, 0).pvalue
 
 
@@ -274,23 +275,32 @@ def draw(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def read_results(file: Path) -> list[Result]:
-    """Read results.csv.
+def read_results(*files: Path) -> list[Result]:
+    """Read one or several results.csv.
 
     Raises:
-        ValueError: It is not such a file, or a value is not a finite number.
+        ValueError: One is not such a file, a value is not a finite number, or a run is there twice.
     """
-    try:
-        results = read_rows(file, Result)
-    except ValueError as error:
-        raise ValueError(
-            f'{error}. If an older version of this tool wrote it, delete it and run that command '
-            'again, which collects the results of finished runs.'
-        ) from error
-    for result in results:
-        if not isfinite(result.value):
-            raise ValueError(f'{file} has the value {result.value} for {result}')
-    return results
+    results: dict[tuple[str, str, int], Result] = {}
+    for file in files:
+        try:
+            rows = read_rows(file, Result)
+        except ValueError as error:
+            raise ValueError(
+                f'{error}. If an older version of this tool wrote it, delete it and run that '
+                'command again, which collects the results of finished runs.'
+            ) from error
+        for row in rows:
+            if not isfinite(row.value):
+                raise ValueError(f'{file} has the value {row.value} for {row}')
+            run = (row.config, row.mode, row.seed)
+            if run in results:
+                raise ValueError(
+                    f'{file} has a second result of {row.config} {row.mode} seed {row.seed}; '
+                    'remove one of them, or report the files one by one.'
+                )
+            results[run] = row
+    return [*results.values()]
 
 
 def write_results(results: Sequence[Result], folder: Path) -> None:
@@ -427,8 +437,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--equal-seconds',
         action='store_true',
-        help=f'change the steps of each mode so that it takes as long as {BASELINE} did; '
-        'results.csv has the seconds of both',
+        help=f'change the steps of each mode so that its training takes as long as that of '
+        f'{BASELINE}; the logs of runs of both, in --work-dir, say how long a step takes',
     )
     parser.add_argument('--jobs', type=whole_number(1), default=2, help='trainings at a time')
     parser.add_argument(
@@ -453,7 +463,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_page(read_results(args.report[0]), args.page, args.report[0].stem)
             return
         if args.report:
-            write_results([r for file in args.report for r in read_results(file)], args.work_dir)
+            write_results(read_results(*args.report), args.work_dir)
             return
         file = args.work_dir / 'results.csv'
         known = read_results(file) if file.exists() else []
@@ -461,12 +471,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if repeated := {name for name in names if names.count(name) > 1}:
             parser.error(f'several configs are called {", ".join(sorted(repeated))}')
         jobs = _jobs(args, known)
+        if args.dry_run:
+            for job in jobs:
+                print('\n'.join(map(shlex.join, job.run.commands())))
+            return
     except (OSError, ValueError, RunError) as error:
         sys.exit(str(error))
-    if args.dry_run:
-        for job in jobs:
-            print('\n'.join(map(shlex.join, job.run.commands())))
-        return
     faults: list[str] = []
     try:
         with signals_interrupt():
@@ -488,7 +498,10 @@ def _jobs(args: argparse.Namespace, known: Sequence[Result]) -> list[Job]:
         modes = {mode: [*MODES[mode], *shared] for mode in args.modes}
         if args.equal_seconds:
             modes = {
-                f'{mode}-equal-seconds': [*options, *_equal_seconds(config, mode, options, known)]
+                f'{mode}-equal-seconds': [
+                    *options,
+                    *_equal_seconds(config, mode, options, known, args.work_dir),
+                ]
                 for mode, options in modes.items()
                 if mode != BASELINE
             }
@@ -502,26 +515,25 @@ def _jobs(args: argparse.Namespace, known: Sequence[Result]) -> list[Job]:
 
 
 def _equal_seconds(
-    config: Path, mode: str, options: Sequence[str], known: Sequence[Result]
+    config: Path, mode: str, options: Sequence[str], known: Sequence[Result], folder: Path
 ) -> list[str]:
-    """Options that give a mode as many steps as take the seconds of the baseline.
+    """Options that give a mode as many steps as take the seconds of the training of the baseline.
 
-    The fastest run of each counts: other work on the machine can only make a run slower.
+    Runs that are known decide it for the seeds that are added.
 
     Raises:
-        ValueError: It is not known how long one of them takes.
+        ValueError: It is not known how long a step of one of them takes, or the config counts
+            epochs.
         RunError: The config cannot be read.
     """
-    seconds = {
-        name: [r.seconds for r in known if (r.config, r.mode) == (config.stem, name) and r.seconds]
-        for name in (mode, BASELINE)
-    }
-    for name, values in seconds.items():
-        if not values:
-            raise ValueError(f'--equal-seconds: results.csv has no {name} run of {config.stem}')
     cfg = TrainingRun(str(config), Path(), options).read_config()
-    old = cfg.train_cfg.max_iters
-    new = round(old * min(seconds[BASELINE]) / min(seconds[mode]))
+    old = cfg.train_cfg.get('max_iters')
+    if old is None:
+        raise ValueError(f'--equal-seconds: {config} counts epochs, not iterations')
+    name = f'{mode}-equal-seconds'
+    steps = [r.steps for r in known if (r.config, r.mode) == (config.stem, name)]
+    baseline, own = (_step_seconds(folder / config.stem / m) for m in (BASELINE, mode))
+    new = steps[0] if steps else round(old * baseline / own)
     parts: Mapping[str, Mapping] = {
         'train_cfg': cfg.train_cfg,
         **{f'param_scheduler.{i}': part for i, part in enumerate(cfg.param_scheduler)},
@@ -532,6 +544,21 @@ def _equal_seconds(
         for key in ('max_iters', 'val_interval', 'T_max', 'end')
         if part.get(key) == old
     ]
+
+
+def _step_seconds(runs: Path) -> float:
+    """Return the seconds of a step in the runs of a mode.
+
+    The fastest steps that were logged count: other work on the machine can only slow them down.
+
+    Raises:
+        ValueError: There is no run.
+    """
+    rows = [row for run in runs.glob('seed*') for row in read_scalars(run)]
+    seconds = [row['time'] for row in rows if 'loss' in row and 'time' in row]
+    if not seconds:
+        raise ValueError(f'--equal-seconds: {runs} has no log of a training')
+    return min(seconds)
 
 
 def _data(config: Path, data_root: Path | None) -> list[str]:

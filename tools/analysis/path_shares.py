@@ -106,7 +106,7 @@ class Network:
 
     Args:
         run: Folder of the run.
-        config: File of its config.
+        config: File of the config with which it began.
         scratch: Folder for logs.
     """
 
@@ -114,12 +114,17 @@ class Network:
         cfg = Config.fromfile(config)
         cfg.work_dir = str(run)
         self.checkpoint = newest_checkpoint(cfg)
+        warm_start = cfg.get('load_from')
         cfg.update(work_dir=scratch, load_from=None, resume=False, log_level='WARNING')
+        # mmengine has one visualizer of a name in a process, with the folder of the first run.
+        cfg.visualizer = dict(cfg.get('visualizer') or dict(type='Visualizer'), name=scratch)
         self.runner: Runner = build_runner(cfg)
         self.model: Any = self.runner.model
         # The training draws random numbers in this order: its loop, then the weights.
         loop = self.runner.train_loop
         self.model.init_weights()
+        if warm_start:
+            self.runner.load_checkpoint(warm_start)
         self.batches = [*islice(iter(loop.dataloader), BATCHES)]
 
     def shares(self) -> tuple[dict[str, PathShare], dict[str, PathShare]]:
@@ -180,7 +185,9 @@ def measure(run: Path) -> tuple[list[LayerShare], list[Silenced]]:
     config, mode = run.parts[-3:-1]
     seed = int(run.name.removeprefix('seed'))
     with TemporaryDirectory() as scratch:
-        network = Network(run, run / f'{config}.py', scratch)
+        # A training that is resumed overwrites the config in its folder, not that of its first log.
+        logs = run.glob('*/vis_data/config.py')
+        network = Network(run, min(logs, default=run / f'{config}.py'), scratch)
         before, after = network.shares()
         layers = [
             LayerShare(
@@ -197,13 +204,19 @@ def measure(run: Path) -> tuple[list[LayerShare], list[Silenced]]:
 
 
 def find_runs(folder: Path, modes: Sequence[str]) -> list[Path]:
-    """Return the folders of finished runs of these modes."""
-    return [
-        run
-        for mode in modes
-        for run in sorted(folder.rglob(f'{mode}/seed*'))
-        if TrainingRun(str(run / f'{run.parts[-3]}.py'), run).metrics()
-    ]
+    """Return the folders of finished runs of these modes.
+
+    Raises:
+        ValueError: Two of them have the same config, mode and seed.
+    """
+    runs: dict[tuple[str, ...], Path] = {}
+    for mode in modes:
+        for run in sorted(folder.resolve().rglob(f'{mode}/seed*')):
+            if TrainingRun(str(run / f'{run.parts[-3]}.py'), run).metrics():
+                other = runs.setdefault(run.parts[-3:], run)
+                if other != run:
+                    raise ValueError(f'{other} and {run} cannot be told apart in one table')
+    return [*runs.values()]
 
 
 def shares_report(rows: Sequence[LayerShare]) -> str:

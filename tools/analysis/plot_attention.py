@@ -45,11 +45,11 @@ from acmix_mm.layers.attention_maps import (
 from acmix_mm.preflight.arguments import whole_number
 from acmix_mm.preflight.data_paths import leaf_datasets
 from acmix_mm.preflight.type_name import type_name
-from acmix_mm.preflight.weights import check_fit
 from acmix_mm.runtime import (
     load_config,
     mistakes_are_one_message,
     patch_mmengine,
+    require_fit,
     require_inputs,
     require_outputs,
 )
@@ -159,10 +159,7 @@ class Drawing:
 def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     """Build the model of a config with the weights of a checkpoint, in eval mode."""
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    try:
-        check_fit(model, checkpoint, complete=True)
-    except ValueError as error:
-        sys.exit(str(error))
+    require_fit(model, checkpoint, complete=True)
     return model.eval().requires_grad_(False).to(get_device())
 
 
@@ -620,7 +617,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             figure = plot(cfg, args.checkpoint, args.image, args.point, args.layers, args.head)
     except ValueError as error:
         sys.exit(str(error))
-    figure.savefig(content, format=suffix, dpi=110)
+    try:
+        figure.savefig(content, format=suffix, dpi=110)
+    except RuntimeError as error:  # such as TeX, which .pgf needs, is not installed
+        sys.exit(f'--out {args.out}: {error}')
     write_output(args.out, content.getvalue())
     print(args.out)
 

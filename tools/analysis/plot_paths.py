@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         networks = [network for path in args.networks for network in _read(path)]
         draw(networks).savefig(content, format=suffix or 'png', dpi=150)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(str(error))
     write_output(args.out, content.getvalue())
     print(args.out)

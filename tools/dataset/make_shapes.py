@@ -32,12 +32,12 @@ SIZES = (16, 8192)  # smallest and largest image
 MIN_VISIBLE = 0.5  # visible fraction of a shape, after the shapes in front of it are drawn
 
 
-def outline(kind: str, centre: np.ndarray, radius: float, angle: float) -> np.ndarray:
+def outline(kind: str, center: np.ndarray, radius: float, angle: float) -> np.ndarray:
     """Return the polygon of a shape, in pixels.
 
     Args:
         kind: One of ``CLASSES``.
-        centre: Centre ``(x, y)`` of the circle through the shape's corners.
+        center: Center ``(x, y)`` of the circle through the shape's corners.
         radius: Radius of the circle.
         angle: Rotation in radians. The shape is upright at angle 0.
 
@@ -51,17 +51,17 @@ def outline(kind: str, centre: np.ndarray, radius: float, angle: float) -> np.nd
     # An upright square has a horizontal side at the top; the other shapes have a corner there.
     steps = np.arange(corners) + (0.5 if kind == 'square' else 0)
     angles = angle - np.pi / 2 + steps * 2 * np.pi / corners
-    return centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return center + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: float) -> np.ndarray:
+def texture(rng: np.random.Generator, size: int, color: np.ndarray, contrast: float) -> np.ndarray:
     """Return a random texture: gradient, stripes, checks or clouds.
 
     Args:
         rng: Random number generator.
         size: Height and width of the texture.
-        colour: Mean colour, around which the texture varies.
-        contrast: Largest difference from the mean colour.
+        color: Mean color, around which the texture varies.
+        contrast: Largest difference from the mean color.
 
     Returns:
         np.ndarray: The texture, ``(size, size, 3)`` in float32.
@@ -81,15 +81,15 @@ def texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: f
     else:
         coarse = rng.uniform(-1, 1, (10, 10)).astype(np.float32)
         wave = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
-    return (colour + wave[..., None] * rng.uniform(-contrast, contrast, 3)).astype(np.float32)
+    return (color + wave[..., None] * rng.uniform(-contrast, contrast, 3)).astype(np.float32)
 
 
-def colour_unlike(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    """Return a random colour that differs clearly from another one."""
+def color_unlike(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
+    """Return a random color that differs clearly from another one."""
     while True:
-        colour = rng.uniform(30, 225, 3)
-        if np.linalg.norm(colour - other) > 100:
-            return colour
+        color = rng.uniform(30, 225, 3)
+        if np.linalg.norm(color - other) > 100:
+            return color
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -115,10 +115,10 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, l
     for _ in range(rng.binomial(7, 0.5)):
         label = int(rng.integers(len(CLASSES)))
         radius = rng.uniform(0.1, 0.25) * size
-        centre, angle = rng.uniform(0, size, 2), rng.uniform(-0.4, 0.4)
-        corners = outline(CLASSES[label], centre, radius, angle)
+        center, angle = rng.uniform(0, size, 2), rng.uniform(-0.4, 0.4)
+        corners = outline(CLASSES[label], center, radius, angle)
         mask = cv2.fillPoly(np.zeros_like(owner), [np.rint(corners).astype(np.int32)], 1) > 0
-        fill = texture(rng, size, colour_unlike(rng, ground), contrast=40)
+        fill = texture(rng, size, color_unlike(rng, ground), contrast=40)
         # Area of the whole polygon by the shoelace formula; part of it may be outside the image.
         x, y = corners.T
         full = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2

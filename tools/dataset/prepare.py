@@ -9,7 +9,7 @@
 
 Images are halved in width and height. BCCD (MIT licence) becomes COCO annotations of three classes.
 CamVid, which that repository gives for research use only (CC BY-NC 4.0), becomes label maps of 11
-classes, 255 where nothing is labelled, and two lists that split it in time: its official validation
+classes, 255 where nothing is labeled, and two lists that split it in time: its official validation
 images are seven seconds of a film that is also trained on.
 """
 

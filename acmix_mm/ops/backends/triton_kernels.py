@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="no-untyped-def, assignment"
 # ruff: noqa: RUF005 -- Triton's language has no starred expressions
-"""Neighbourhood attention as fused CUDA kernels, written in Triton: no im2col, no padded copies.
+"""Neighborhood attention as fused CUDA kernels, written in Triton: no im2col, no padded copies.
 
 Queries are cut into tiles of 8 x 8, a program for each, and a tile into strips of 2 x 8, a warp for
 each: 16 rows of a matrix, as many as a tensor core multiplies at once. A strip attends to its halo,
@@ -21,7 +21,7 @@ results are reproducible.
 
 With stride s and dilation d, only queries d / gcd(s, d) apart share keys, and keys that share a
 query are d apart. So the pixels of a tile are that far apart (``STEP``), and the windows of
-neighbouring queries of a tile begin s / gcd(s, d) keys apart (``HOP``).
+neighboring queries of a tile begin s / gcd(s, d) keys apart (``HOP``).
 
 Inside the kernels an "image" is what belongs to one batch index and head: an address, and the
 strides of channels, rows and columns. "Pixels" are rows, columns and whether they exist, each
