@@ -47,7 +47,7 @@ INLINE void accumulate_row(Vec<T> (&total)[R][C], const Sum<T>& sum, int64_t m) 
     }
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
-      const Vec<T> x = load(source + c * sum.source_channel + sum.source_tap[tap]);
+      const Vec<T> x = held(load(source + c * sum.source_channel + sum.source_tap[tap]));
 #pragma GCC unroll 8
       for (int i = LOW; i < HIGH; ++i) total[i][c] += w[i] * x;
     }
@@ -191,7 +191,7 @@ class AttentionBand : protected BandKernel<T> {
       for (int i = 0; i < R; ++i) x[i] = load(q + i * q_row);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
-        const V y = load(k + taps[n]);
+        const V y = held(load(k + taps[n]));
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) total[i][n] += x[i] * y;
       }

@@ -186,7 +186,7 @@ class ConvolveBand : ConvBand<T> {
       for (int64_t dx = 0; dx < size_; ++dx) {
         V x[X];
 #pragma GCC unroll 8
-        for (int j = 0; j < X; ++j) x[j] = load(source + taps_[dx] + j * lanes);
+        for (int j = 0; j < X; ++j) x[j] = held(load(source + taps_[dx] + j * lanes));
 #pragma GCC unroll 8
         for (int i = LOW; i < HIGH; ++i) {
 #pragma GCC unroll 8

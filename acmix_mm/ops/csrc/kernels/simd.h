@@ -32,6 +32,18 @@ INLINE Vec<T> load(const T* from) {
   return *reinterpret_cast<const typename Simd<T>::Unaligned*>(from);
 }
 
+// Keeps a loaded value in a register. Compilers would rather load it again for each of its uses,
+// which takes longer than the arithmetic where it lies across two cache lines.
+template <typename V>
+INLINE V held(V value) {
+#if defined(__x86_64__)
+  asm("" : "+v"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#endif
+  return value;
+}
+
 template <typename T>
 INLINE void store(T* to, Vec<T> value) {
   *reinterpret_cast<typename Simd<T>::Unaligned*>(to) = value;
