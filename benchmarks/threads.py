@@ -40,19 +40,32 @@ def calls(generator: torch.Generator) -> list[Call]:
 
     k, v = (random(batch, groups, channels, height, width) for _ in range(2))
     q, grad = (random(batch, groups, channels, *results) for _ in range(2))
-    out, lse = ops.neighborhood_attention_forward(q, k, v, *window, 0.5)
+    _, lse = ops.neighborhood_attention_forward(q, k, v, *window, 0.5)
     maps = [random(batch, draw(1, 4), groups, height, width) for _ in range(2)]
     weight = random(4 * groups, sum(part.shape[1] for part in maps), size, size)
     conv_grad = random(batch, 4 * groups, *results)
     x, pointwise = random(batch, channels, height, width), random(6, channels)
     grads = [random(batch, 2, height, width) for _ in range(3)]
+    heads, depth = draw(1, 3), draw(1, 5)
+    layer = (
+        x,
+        random(3 * heads * depth, channels),
+        random(3 * heads * depth),
+        random(depth, height, width),
+        random(heads * depth, 3 * heads, 3, 3),
+        random(1),
+        *(size, dilation, 0.5),
+    )
+    layer_grad, layer_lse = ops.acmix_layer_forward(*layer)
     return [
         partial(ops.neighborhood_attention_forward, q, k, v, *window, 0.5),
-        partial(ops.neighborhood_attention_backward, grad, q, k, v, out, lse, *window, 0.5),
+        partial(ops.neighborhood_attention_backward, grad, q, k, v, lse, *window, 0.5),
         lambda: [ops.shift_conv_forward(maps, weight, stride, dilation)],
         lambda: _flat(ops.shift_conv_backward(conv_grad, maps, weight, stride, dilation)),
         partial(ops.pointwise_conv_forward, x, pointwise, random(6), 3),
         partial(ops.pointwise_conv_backward, grads, x, pointwise),
+        partial(ops.acmix_layer_forward, *layer),
+        partial(ops.acmix_layer_backward, layer_grad, *layer[:6], layer_lse, *layer[6:]),
     ]
 
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..checkpoints.released import SLIDING_WINDOW, accept_released_names
 from ..ops import neighborhood_attention
+from ..ops.acmix_layer import acmix_layer, cannot_fuse
 from ..ops.checks import check_odd, check_positive
 from ..ops.size_cache import cached_per_size
 from ..ops.torch_compat import register_load_state_dict_pre_hook
 from .base_module import BaseModule
 from .fx import leaf_of_fx
 from .path_mix import PathMix
-from .projection import PointwiseConv
+from .projection import PointwiseConv, is_hooked, is_known_by_weights
 from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
 from .types import OptMultiConfig, PathWeights
@@ -130,6 +131,8 @@ class ACmix(BaseModule):
             Tensor: ``(B, C_out, ceil(H / stride), ceil(W / stride))``, contiguous whatever the
             memory format of x is.
         """
+        if self._is_made_of_its_parts() and cannot_fuse(x, *self.parameters()) is None:
+            return self._run_fused(x)
         q, k, v = (maps.unflatten(1, (self.num_heads, -1)) for maps in self.qkv(x))
         # The convolution path comes first, so that the backward pass, which runs in reverse order,
         # does not hold its gradients while that of the attention takes the most memory.
@@ -141,15 +144,52 @@ class ACmix(BaseModule):
             attention = self._attend(q, k, v)
         return self.mix(convolution, attention)
 
+    def _is_made_of_its_parts(self) -> bool:
+        """Whether one operator for both paths with learned weights computes what the parts do.
+
+        It does not see hooks, adapters and the like, which parts may have.
+        """
+        return (
+            self.stride == (1, 1)
+            and type(self.mix) is PathMix
+            and 'alpha' in self.mix._parameters
+            and type(self.shift_conv) is ShiftConv
+            and {'fc_weight', 'kernel'} <= self.shift_conv._parameters.keys()
+            and is_known_by_weights(self.qkv)
+            and is_known_by_weights(self.position)
+            and not any(is_hooked(part) or 'forward' in vars(part) for part in self.children())
+        )
+
+    def _run_fused(self, x: Tensor) -> Tensor:
+        alpha = self.mix.alpha
+        assert isinstance(alpha, Tensor), 'the weights of the paths are learned'
+        fc_weight, _, kernel = self.shift_conv.weighed(self.mix.convolution_weight())
+        return acmix_layer(
+            x,
+            self.qkv.weight.flatten(1),
+            self.qkv.bias,
+            self._position(x)[0],
+            fc_weight,
+            kernel,
+            alpha,
+            self.kernel_att,
+            self.dilation[0],
+        )
+
+    def _position(self, maps: Tensor) -> Tensor:
+        """(..., H, W) -> (1, D, H, W)."""
+        weight = self.position.weight
+        size = maps.shape[-2:]
+        (position,) = self.position(coordinates(*size, weight.dtype, weight.device))
+        return position
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         stride, dilation = self.stride[0], self.dilation[0]
         if stride > 1:
             q = q[..., ::stride, ::stride]
         # The logit q_i . (k_j + p_i - p_j) contains q_i . p_i for every j: softmax cancels it.
-        weight = self.position.weight
-        (position,) = self.position(coordinates(*k.shape[-2:], weight.dtype, weight.device))
         # Negate the small map: k - position would negate the full-size gradient instead.
-        k = k + -position
+        k = k + -self._position(k)
         return neighborhood_attention(q, k, v, self.kernel_att, stride, dilation).flatten(1, 2)
 
 

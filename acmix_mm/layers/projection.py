@@ -62,5 +62,19 @@ def is_known_by_weights(linear: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     if type(linear) not in (nn.Linear, nn.Conv2d, PointwiseConv):
         return False
     changed = 'weight' not in linear._parameters or 'forward' in vars(linear)
-    hooked = any(getattr(linear, hooks) for hooks in _HOOKS) and not is_exporting()
-    return not changed and not hooked
+    return not changed and not (is_hooked(linear) and not is_exporting())
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether hooks may see or change the input or output of a module.
+
+    Args:
+        module: The module, without its submodules.
+
+    Examples:
+        >>> conv = nn.Conv2d(4, 12, 1)
+        >>> hook = conv.register_forward_hook(print)
+        >>> is_hooked(conv)
+        True
+    """
+    return any(getattr(module, hooks) for hooks in _HOOKS)

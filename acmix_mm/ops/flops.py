@@ -35,11 +35,9 @@ def _attention(q: Shape, k: Shape, v: Shape, kernel_size: int, *_: Any, **__: An
     return 2 * 2 * prod(q) * kernel_size**2
 
 
-def _attention_backward(
-    grad: Shape, q: Shape, k: Shape, v: Shape, out: Shape, lse: Shape, kernel_size: int,
-    *_: Any, **__: Any,
-) -> int:  # fmt: skip
+def _attention_backward(grad: Shape, q: Shape, k: Shape, v: Shape, *others: Any, **__: Any) -> int:
     """Five: the logit again, and the gradients of weight, query, key and value."""
+    kernel_size = next(other for other in others if isinstance(other, int))  # first after tensors
     return 2 * 5 * prod(q) * kernel_size**2
 
 
@@ -69,8 +67,34 @@ def _pointwise_conv_backward(
     return 2 * _pointwise_conv(x, weight)
 
 
+def _acmix_layer(
+    x: Shape, weight: Shape, bias: Shape, position: Shape, conv: Shape, alpha: Shape,
+    kernel_size: int, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """The sum of the three operators."""
+    q = [x[0], conv[0], *x[2:]]
+    return (
+        _pointwise_conv(x, weight)
+        + _attention(q, q, q, kernel_size)
+        + _shift_conv([[x[0], conv[1]]], conv, out_shape=q)
+    )
+
+
+def _acmix_layer_backward(
+    grad: Shape, x: Shape, weight: Shape, bias: Shape, position: Shape, conv: Shape, alpha: Shape,
+    lse: Shape, kernel_size: int, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """Queries, keys and values again, and their gradients from both paths."""
+    return (
+        _pointwise_conv(x, weight)
+        + _attention_backward(grad, grad, grad, grad, kernel_size)
+        + _shift_conv_backward(grad, [[x[0], conv[1]]], conv)
+    )
+
+
 _FORMULAS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {
     'neighborhood_attention': (_attention, _attention_backward),
     'shift_conv': (_shift_conv, _shift_conv_backward),
     'pointwise_conv': (_pointwise_conv, _pointwise_conv_backward),
+    'acmix_layer': (_acmix_layer, _acmix_layer_backward),
 }

@@ -1,4 +1,5 @@
 import io
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def randomized(*args, **kwargs) -> ACmix:
     return layer
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', [*BACKENDS, None])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
 @pytest.mark.parametrize('name', GOLDEN)
 def test_equals_released_layer(name, dtype, tolerance, backend):
@@ -42,7 +43,7 @@ def test_equals_released_layer(name, dtype, tolerance, backend):
     layer.load_state_dict(golden.state_dict)
     layer.to(dtype)
     x = golden.input.to(dtype).requires_grad_()
-    with use_backend(backend):
+    with use_backend(backend) if backend else nullcontext():
         out = layer(x)
     (out * torch.from_numpy(noise(out.numel(), 777)).view_as(out).to(dtype)).sum().backward()
 

@@ -41,8 +41,8 @@ attention = (ops.neighborhood_attention_forward, qkv | window, [
     dict.fromkeys('qkv', zeros(9, 1, 16, 4, 4)) | dict(dilation=2**20),
 ])
 backward = (ops.neighborhood_attention_backward, qkv | window | dict(
-    grad_out=map_, out=map_, lse=map4), [
-    dict(grad_out=map4), dict(out=zeros(1, 2, 4, 5, 5)), dict(lse=zeros(1, 2, 5, 5)),
+    grad_out=map_, lse=map4), [
+    dict(grad_out=map4), dict(grad_out=zeros(1, 2, 4, 5, 5)), dict(lse=zeros(1, 2, 5, 5)),
     dict(lse=map4.double()), dict(grad_out=map_.double()), dict(lse=map_), dict(stride=0),
     dict(kernel_size=2), dict(v=zeros(1, 2, 1, 5, 6)), dict(q=map_.long()),
     dict(kernel_size=2**22 + 1), dict(dilation=2**20),
@@ -77,9 +77,28 @@ conv_backward = (ops.shift_conv_backward, conv[1] | dict(grad_out=zeros(1, 8, 5,
     dict(grad_out=zeros(1, 8, 5, 6).double()), dict(stride=2), dict(stride=0), dict(maps=[]),
     dict(dilation=2**22), dict(maps=[maps[0], maps[0]]), dict(weight=zeros(8, 4, 5, 3)),
 ])
+layer = (ops.acmix_layer_forward, dict(
+    x=x, qkv_weight=zeros(12, 2), qkv_bias=zeros(12), position=zeros(2, 5, 6),
+    conv_weight=zeros(4, 6, 3, 3), alpha=one, kernel_size=3, dilation=1, scale=0.5), [
+    dict(x=zeros(2, 5, 6)), dict(x=zeros(1, 3, 5, 6)), dict(x=zeros(1, 2, 0, 6)), dict(x=x.half()),
+    dict(x=x.double()), dict(x=x.long()), dict(x=x.to_sparse()), dict(qkv_weight=zeros(9, 2)),
+    dict(qkv_weight=zeros(12, 3)), dict(qkv_weight=zeros(12, 2).double()), dict(qkv_bias=zeros(11)),
+    dict(qkv_bias=zeros(12, 1)), dict(position=zeros(2, 5, 5)), dict(position=zeros(3, 5, 6)),
+    dict(position=zeros(1, 2, 5, 6)), dict(position=zeros(0, 5, 6)), dict(alpha=zeros(2)),
+    dict(alpha=zeros(())), dict(alpha=one.double()), dict(conv_weight=zeros(4, 5, 3, 3)),
+    dict(conv_weight=zeros(5, 6, 3, 3)), dict(conv_weight=zeros(4, 0, 3, 3)),
+    dict(conv_weight=zeros(4, 6, 3, 5)), dict(conv_weight=zeros(4, 6, 2, 2)), dict(kernel_size=0),
+    dict(kernel_size=4), dict(kernel_size=2**62 + 1), dict(kernel_size=2**22 + 1), dict(dilation=0),
+    dict(dilation=2**62), dict(dilation=2**22),
+])
+layer_backward = (ops.acmix_layer_backward, layer[1] | dict(
+    grad_out=zeros(1, 4, 5, 6), lse=map4), [
+    dict(grad_out=map4), dict(grad_out=map_), dict(grad_out=zeros(1, 4, 5, 6).double()),
+    dict(lse=zeros(1, 3, 5, 6)), dict(lse=map_), dict(lse=map4.double()), *layer[2],
+])
 count = 0
 for op, good, changes in [
-    attention, backward, pointwise, pointwise_backward, conv, conv_backward
+    attention, backward, pointwise, pointwise_backward, conv, conv_backward, layer, layer_backward
 ]:
     op(**good)
     for change in changes:
@@ -96,7 +115,7 @@ print(count)
 
 def test_bad_input_is_an_error_not_a_crash():
     count = int(run_python(CODE).stdout.split()[-1])
-    assert count >= 100
+    assert count >= 160
 
 
 @pytest.mark.parametrize(
@@ -155,7 +174,7 @@ def test_attention_reads_any_strides(window):
     assert_same_for_any_strides(lambda *qkv: forward(*qkv, *window, 0.5), [queries, keys, keys])
     assert_same_for_any_strides(
         lambda *tensors: backward(*tensors, *window, 0.5),
-        [queries, queries, keys, keys, queries, queries[:2] + queries[3:]],
+        [queries, queries, keys, keys, queries[:2] + queries[3:]],
     )
 
 
@@ -196,7 +215,7 @@ def test_empty_batch():
     q, maps, x = torch.zeros(0, 2, 4, 5, 6), torch.zeros(0, 3, 4, 5, 6), torch.zeros(0, 4, 5, 6)
     kernel, weight = torch.ones(8, 3, 3, 3), torch.ones(6, 4)
     out, lse = ops.neighborhood_attention_forward(q, q, q, 3, 1, 1, 0.5)
-    grads = ops.neighborhood_attention_backward(out, q, q, q, out, lse, 3, 1, 1, 0.5)
+    grads = ops.neighborhood_attention_backward(out, q, q, q, lse, 3, 1, 1, 0.5)
     assert [grad.shape for grad in grads] == [q.shape] * 3
     out = ops.shift_conv_forward([maps], kernel, 1, 1)
     (grad_maps,), grad_kernel = ops.shift_conv_backward(out, [maps], kernel, 1, 1)

@@ -14,7 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from acmix_mm.backbones import ACmixResNet
 from acmix_mm.complexity import measure_complexity
-from acmix_mm.ops import available_backends, neighborhood_attention, pointwise_conv, shift_conv
+from acmix_mm.layers import ACmix
+from acmix_mm.ops import (
+    available_backends,
+    neighborhood_attention,
+    pointwise_conv,
+    shift_conv,
+    use_backend,
+)
 from acmix_mm.ops.backends import cpu
 from acmix_mm.ops.torch_compat import register_flop_formula
 
@@ -74,6 +81,18 @@ def test_attention_is_counted_as_matrix_products(backend):
     assert ours[0] == theirs[0] == 2 * 2 * 2 * 4 * 30 * 9
     # The backward pass computes the logits again.
     assert ours[1] == theirs[1] + theirs[0] // 2
+
+
+def test_layer_is_counted_as_its_parts():
+    layer, shape = ACmix(8, 12), (2, 8, 9, 7)
+    position = flops(lambda x: layer.position(x)[0], torch.randn(1, 2, 9, 7))
+    projections = 2 * 2 * 63 * 8 * 36
+    fused = flops(layer, torch.randn(shape))
+    with use_backend('cpu'):
+        parts = flops(layer, torch.randn(shape))
+    assert fused[0] == parts[0] > position[0] + projections
+    # The backward pass projects again.
+    assert fused[1] == parts[1] + projections
 
 
 def test_network_is_counted_as_by_its_definition():

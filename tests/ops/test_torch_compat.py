@@ -125,6 +125,14 @@ def operators() -> dict[str, tuple]:
             cpu._save_pointwise,
             (random(2, 3, 4, 5), random(4, 3), random(4), 2),
         ),
+        'acmix_layer': (
+            cpu._layer_backward,
+            cpu._save_layer,
+            (
+                *(random(*shape) for shape in ((2, 3, 4, 5), (12, 3), (12,), (2, 4, 5))),
+                *(random(4, 6, 3, 3), random(1), 3, 1, 0.7),
+            ),
+        ),
     }
 
 

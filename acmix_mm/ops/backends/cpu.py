@@ -41,16 +41,16 @@ def cannot_run(*arguments: Any) -> str | None:
     return NO_TRANSFORMS if transforms_active() else None
 
 
-def cannot_run_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor, chunks: int) -> str | None:
-    """Return why the matrix product cannot take these arguments, or None if it can.
+def cannot_run_in_one_precision(*arguments: Any) -> str | None:
+    """Return why the matrix product and what contains it cannot take these arguments, or None.
 
     It is compiled for single and double precision; in half precision oneDNN is faster.
     """
-    dtypes = {tensor.dtype for tensor in (x, weight, bias)}
+    dtypes = {tensor.dtype for tensor in tensors_of(*arguments)}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         names = ', '.join(sorted(map(str, dtypes)))
         return f'the tensors must all be float32 or all float64, got {names}'
-    return cannot_run(x, weight, bias)
+    return cannot_run(*arguments)
 
 
 def neighborhood_attention(
@@ -88,6 +88,25 @@ def shift_conv(
     return torch.ops.acmix_mm.shift_conv_forward(near, weight.to(maps[0].dtype), stride, dilation)
 
 
+def acmix_layer(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    position: Tensor,
+    fc_weight: Tensor,
+    kernel: Tensor,
+    alpha: Tensor,
+    kernel_size: int,
+    dilation: int,
+) -> Tensor:
+    """See :func:`acmix_mm.ops.acmix_layer.acmix_layer`."""
+    conv_weight, scale = compose(fc_weight, kernel), len(position) ** -0.5
+    out, _ = torch.ops.acmix_mm.acmix_layer_forward(
+        x, qkv_weight, qkv_bias, position, conv_weight, alpha, kernel_size, dilation, scale
+    )
+    return out
+
+
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """Half precision is computed in single precision."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -106,7 +125,6 @@ def _attention_backward_fake(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
     lse: Tensor,
     kernel_size: int,
     stride: int,
@@ -118,7 +136,7 @@ def _attention_backward_fake(
 
 def _save_attention(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     q, k, v, *ctx.window = inputs
-    ctx.save_for_backward(q, k, v, *output)
+    ctx.save_for_backward(q, k, v, output[1])
 
 
 def _attention_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -168,6 +186,54 @@ def _save_pointwise(ctx: Any, inputs: tuple, output: Sequence[Tensor]) -> None:
 def _pointwise_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     backward = torch.ops.acmix_mm.pointwise_conv_backward
     return *backward(grads, *ctx.saved_tensors), None
+
+
+def _layer_fake(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    position: Tensor,
+    conv_weight: Tensor,
+    alpha: Tensor,
+    kernel_size: int,
+    dilation: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    batch_size, _, *size = x.shape
+    channels, heads = len(conv_weight), conv_weight.shape[1] // 3
+    return x.new_empty(batch_size, channels, *size), x.new_empty(batch_size, heads, *size)
+
+
+def _layer_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    position: Tensor,
+    conv_weight: Tensor,
+    alpha: Tensor,
+    lse: Tensor,
+    kernel_size: int,
+    dilation: int,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    batch_size, channels, *size = grad.shape
+    grad_qkv = grad.new_empty(batch_size, 3 * channels, *size)
+    return grad_qkv, *(part.new_empty(part.shape) for part in (position, conv_weight, alpha))
+
+
+def _save_layer(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, kernel_size, dilation, scale = inputs
+    ctx.window = kernel_size, dilation, scale
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _layer_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # once: activation checkpointing refuses a second time
+    ops, (x, qkv_weight, *_others) = torch.ops.acmix_mm, saved
+    grad_qkv, *grads = ops.acmix_layer_backward(grad, *saved, *ctx.window)
+    grad_inputs = ops.pointwise_conv_backward([grad_qkv], x, qkv_weight)
+    return *grad_inputs, *grads, None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -224,4 +290,11 @@ if MISSING is None:
         backward_fake=_pointwise_backward_fake,
         save=_save_pointwise,
         backward=_pointwise_backward,
+    )
+    _register(
+        'acmix_layer',
+        fake=_layer_fake,
+        backward_fake=_layer_backward_fake,
+        save=_save_layer,
+        backward=_layer_backward,
     )

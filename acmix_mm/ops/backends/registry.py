@@ -76,7 +76,7 @@ OPERATORS: dict[str, dict[str, Backend]] = {
         'reference': Backend(reference.shift_conv, reference.cannot_run),
     },
     'pointwise_conv': {
-        'cpu': Backend(cpu.pointwise_conv, cpu.cannot_run_pointwise_conv, _cpu_missing),
+        'cpu': Backend(cpu.pointwise_conv, cpu.cannot_run_in_one_precision, _cpu_missing),
         'matmul': Backend(matmul.pointwise_conv, matmul.cannot_run),
         'reference': Backend(reference.pointwise_conv, reference.cannot_run),
     },
@@ -151,6 +151,11 @@ def use_backend(backend: str, operator: str | None = None) -> Iterator[None]:
     finally:
         _selected.clear()
         _selected.update(outer)
+
+
+def is_chosen_automatically(operator: str) -> bool:
+    """Return whether calls of an operator that name no backend get the best one."""
+    return operator not in _selected and not torch.onnx.is_in_onnx_export()
 
 
 def run(operator: str, backend: str | None, *arguments: Any) -> Any:

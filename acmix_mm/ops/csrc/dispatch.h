@@ -9,6 +9,7 @@
 #include <new>
 #include <string>
 
+#include "kernels/acmix_layer.h"
 #include "kernels/neighborhood_attention.h"
 #include "kernels/pointwise_conv.h"
 #include "kernels/shift_conv.h"
@@ -24,6 +25,8 @@ namespace acmix {
   ConvKernels<T> conv_kernels();           \
   template <typename T>                    \
   PointwiseKernels<T> pointwise_kernels(); \
+  template <typename T>                    \
+  LayerKernels<T> layer_kernels();         \
   }
 
 // The instruction set that torch's own kernels use. The environment variable ATEN_CPU_CAPABILITY
@@ -54,6 +57,11 @@ ConvKernels<T> conv_kernels() {
 template <typename T>
 PointwiseKernels<T> pointwise_kernels() {
   ACMIX_CHOOSE(pointwise_kernels)
+}
+
+template <typename T>
+LayerKernels<T> layer_kernels() {
+  ACMIX_CHOOSE(layer_kernels)
 }
 
 #undef ACMIX_DECLARE

@@ -51,7 +51,10 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
                                           read<scalar_t>(q_),
                                           read<scalar_t>(k_),
                                           read<scalar_t>(v_),
+                                          nullptr,
                                           write<scalar_t>(out),
+                                          1,
+                                          false,
                                           lse.mutable_data_ptr<scalar_t>()};
     const auto kernels = attention_kernels<scalar_t>();
     run_items(op, shape.items(),
@@ -61,22 +64,20 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& q,
-                                            const Tensor& k, const Tensor& v, const Tensor& out,
-                                            const Tensor& lse, int64_t kernel_size, int64_t stride,
-                                            int64_t dilation, double scale) {
+                                            const Tensor& k, const Tensor& v, const Tensor& lse,
+                                            int64_t kernel_size, int64_t stride, int64_t dilation,
+                                            double scale) {
   constexpr const char* op = "neighborhood_attention_backward";
   const auto shape = checked_shape(op, q, k, v, {kernel_size, stride, dilation});
   const auto type = compute_type(q);
-  for (const auto& [name, tensor] : {std::pair{"grad_out", grad_out}, std::pair{"out", out}}) {
-    check_tensor(op, name, tensor, 5);
-    check_dtype(op, name, tensor, q.scalar_type());
-    check_shape(op, name, tensor, q.sizes());
-  }
+  check_tensor(op, "grad_out", grad_out, 5);
+  check_dtype(op, "grad_out", grad_out, q.scalar_type());
+  check_shape(op, "grad_out", grad_out, q.sizes());
   check_tensor(op, "lse", lse, 4);
   check_dtype(op, "lse", lse, type);
   check_shape(op, "lse", lse, {q.size(0), q.size(1), q.size(3), q.size(4)});
   const Tensor q_ = q.to(type), k_ = k.to(type), v_ = v.to(type);
-  const Tensor out_ = out.to(type), grad_out_ = grad_out.to(type), lse_ = lse.contiguous();
+  const Tensor grad_out_ = grad_out.to(type), lse_ = lse.contiguous();
   Tensor grad_q = empty(q.sizes(), q_.options());
   Tensor grad_k = empty(k.sizes(), q_.options());
   Tensor grad_v = empty(k.sizes(), q_.options());
@@ -88,17 +89,20 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
                                            read<scalar_t>(q_),
                                            read<scalar_t>(k_),
                                            read<scalar_t>(v_),
-                                           read<scalar_t>(out_),
+                                           nullptr,
                                            read<scalar_t>(grad_out_),
+                                           1,
                                            lse_.const_data_ptr<scalar_t>(),
                                            write<scalar_t>(grad_q),
                                            write<scalar_t>(grad_k),
                                            write<scalar_t>(grad_v),
-                                           halo.mutable_data_ptr<scalar_t>()};
+                                           nullptr,
+                                           halo.mutable_data_ptr<scalar_t>(),
+                                           nullptr};
     const auto kernels = attention_kernels<scalar_t>();
     run_items(op, shape.items(),
               [&](int64_t begin, int64_t end) { kernels.backward(call, begin, end); });
-    run_items(op, shape.batch * shape.groups,
+    run_items(op, shape.batch * shape.channels,
               [&](int64_t begin, int64_t end) { kernels.fold_halo(call, begin, end); });
   });
   const auto result_type = q.scalar_type();
@@ -112,8 +116,8 @@ TORCH_LIBRARY_FRAGMENT(acmix_mm, library) {
       "neighborhood_attention_forward(Tensor q, Tensor k, Tensor v, int kernel_size, int stride, "
       "int dilation, float scale) -> (Tensor out, Tensor lse)");
   library.def(
-      "neighborhood_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "
-      "Tensor lse, int kernel_size, int stride, int dilation, float scale) "
+      "neighborhood_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor lse, "
+      "int kernel_size, int stride, int dilation, float scale) "
       "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
 }
 

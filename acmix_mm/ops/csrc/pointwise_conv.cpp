@@ -15,14 +15,6 @@
 namespace acmix {
 namespace {
 
-// Number of pixels of a block. With up to 512 channels, a block leaves most of the second-level
-// cache to the weights. With fewer than 64 pixels, it would not fill the vector registers.
-int64_t block_of(int64_t channels) {
-  constexpr int64_t elements = 1 << 15, least = 64;
-  const int64_t pixels = elements / channels;
-  return pixels < least ? least : pixels / least * least;
-}
-
 // Lists the channels of tensors (B, C, H, W), one tensor after the other.
 template <typename T, typename Pointer>
 std::vector<Channel<T>> channels_of(const std::vector<Tensor>& maps, Pointer pointer) {
@@ -47,7 +39,7 @@ void run(const char* op, const std::vector<Tensor>& sources, const Tensor& weigh
                           first.size(2) * first.size(3),
                           weight.size(1),
                           weight.size(0),
-                          block_of(weight.size(1)),
+                          pointwise_block(weight.size(1)),
                           from.data(),
                           to.data(),
                           weight.const_data_ptr<T>(),

@@ -128,7 +128,7 @@ Tensor forward(at::TensorList maps, const Tensor& weight, int64_t stride, int64_
     const auto from = read_each<scalar_t>(maps_);
     const auto to = write_each<scalar_t>({geometry.by_output(out)});
     run_convolution<scalar_t>(
-        op, {shape, geometry.outputs, 1, geometry.constant, from.data(), to.data(),
+        op, {shape, geometry.outputs, 1, geometry.constant, false, from.data(), to.data(),
              weight_.const_data_ptr<scalar_t>(), geometry.group_size(), geometry.output_size(),
              geometry.positions(), 1});
   });
@@ -162,7 +162,7 @@ std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad_out, at::Ten
     // Inputs and outputs are exchanged, and the kernels are rotated by 180 degrees: they are read
     // from the last position to the first.
     run_convolution<scalar_t>(
-        op, {geometry.backward, geometry.maps, stride, false, grads.data(), to.data(),
+        op, {geometry.backward, geometry.maps, stride, false, false, grads.data(), to.data(),
              weight_.const_data_ptr<scalar_t>() + geometry.positions() - 1, geometry.group_size(),
              geometry.positions(), geometry.output_size(), -1});
     run_weight_grad<scalar_t>(op,

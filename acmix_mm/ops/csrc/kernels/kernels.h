@@ -18,6 +18,7 @@ PRAGMA(GCC target(TARGET))
 #endif
 #endif
 
+#include "acmix_layer_kernels.h"
 #include "neighborhood_attention_kernels.h"
 #include "pointwise_conv_kernels.h"
 #include "shift_conv_kernels.h"
@@ -39,12 +40,19 @@ PointwiseKernels<T> pointwise_kernels() {
   return {pointwise<T>};
 }
 
+template <typename T>
+LayerKernels<T> layer_kernels() {
+  return {layer_forward<T>, layer_backward<T>};
+}
+
 template AttentionKernels<float> attention_kernels<float>();
 template AttentionKernels<double> attention_kernels<double>();
 template ConvKernels<float> conv_kernels<float>();
 template ConvKernels<double> conv_kernels<double>();
 template PointwiseKernels<float> pointwise_kernels<float>();
 template PointwiseKernels<double> pointwise_kernels<double>();
+template LayerKernels<float> layer_kernels<float>();
+template LayerKernels<double> layer_kernels<double>();
 
 }  // namespace acmix::ISA
 

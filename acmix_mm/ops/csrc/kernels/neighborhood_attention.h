@@ -9,9 +9,12 @@ namespace acmix {
 // The pixel that position `index` reads on a reflection-padded axis, as numpy.pad's "reflect".
 INLINE int64_t reflect(int64_t index, int64_t size) {
   const int64_t last = size - 1;
+  // Without a division, which is slow, where the map is larger than its padding.
+  if (index < 0) index = -index;
+  if (index <= last) return index;
+  if (index <= 2 * last) return 2 * last - index;
   if (last == 0) return 0;
   index %= 2 * last;
-  if (index < 0) index += 2 * last;
   return index > last ? 2 * last - index : index;
 }
 
@@ -23,7 +26,11 @@ struct AttentionForward {
   BandedShape shape;
   T scale;
   Maps<const T> q, k, v;
+  const T* position;  // (D, H, W), subtracted from the keys; null for none
   Maps<T> out;
+  // The result is `out = weight * attention` or, if `add`, `out += weight * attention`.
+  T weight;
+  bool add;
   T* lse;  // (B, N, Ho, Wo): log2 of the sum of 2^(logit * log2(e)), what the backward pass needs
 };
 
@@ -31,15 +38,22 @@ template <typename T>
 struct AttentionBackward {
   BandedShape shape;
   T scale;
-  Maps<const T> q, k, v, out, grad_out;
+  Maps<const T> q, k, v;
+  const T* position;  // as before
+  Maps<const T> grad_out;
+  T weight;  // of the attention in the result
   const T* lse;
   Maps<T> grad_q, grad_k, grad_v;
+  T* grad_weight;  // (items): the gradient of the weight from each band; null for none
   // (items, 2, halo_rows, D, W): the gradients of keys and values that belong to other bands.
   T* halo;
+  // (B, D, H, W): minus the gradients of the keys, summed over the heads, to which `fold_halo` adds
+  // what the halo holds of them; null for none.
+  T* grad_position;
 };
 
 // `forward` and `backward` compute the bands [begin, end). When all bands are done, `fold_halo`
-// adds the halos of the images [begin, end) of B * N.
+// adds the halos of the channels [begin, end) of B * D, for all heads.
 template <typename T>
 struct AttentionKernels {
   void (*forward)(const AttentionForward<T>&, int64_t begin, int64_t end);

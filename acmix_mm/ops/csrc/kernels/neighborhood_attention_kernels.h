@@ -84,15 +84,20 @@ INLINE void accumulate(Vec<T> (&total)[R][C], const Sum<T>& sum) {
   }
 }
 
-// total[i] * factor[i], the first `count` lanes, to `out + i * row + c * channel`.
-template <typename T, int R, int C>
+// total[i] * factor[i], the first `count` lanes, to `out + i * row + c * channel`: written or, with
+// ADD, added.
+template <bool ADD, typename T, int R, int C>
 INLINE void store_block(T* out, int64_t row, int64_t channel, const Vec<T> (&total)[R][C],
                         const Vec<T> (&factor)[R], int64_t count) {
   if (count >= Simd<T>::lanes) {
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) store(out + i * row + c * channel, total[i][c] * factor[i]);
+      for (int c = 0; c < C; ++c) {
+        T* place = out + i * row + c * channel;
+        const Vec<T> before = ADD ? load(place) : Vec<T>{};
+        store(place, ADD ? before + total[i][c] * factor[i] : total[i][c] * factor[i]);
+      }
     }
   } else {
     // Loops over a copy: running numbers would drive the accumulators themselves out of registers.
@@ -103,7 +108,10 @@ INLINE void store_block(T* out, int64_t row, int64_t channel, const Vec<T> (&tot
       for (int c = 0; c < C; ++c) scaled[i][c] = total[i][c] * factor[i];
     }
     for (int i = 0; i < R; ++i) {
-      for (int c = 0; c < C; ++c) store(out + i * row + c * channel, scaled[i][c], count);
+      for (int c = 0; c < C; ++c) {
+        T* place = out + i * row + c * channel;
+        store(place, ADD ? load(place, count) + scaled[i][c] : scaled[i][c], count);
+      }
     }
   }
 }
@@ -131,25 +139,37 @@ class AttentionBand : protected BandKernel<T> {
 
   int64_t query_size() const { return shape_.band_rows() * layout_.query_row; }
 
-  void copy_keys(const Maps<const T>& maps, T* to) const {
+  // Copies keys or values, less their position if there is one.
+  void copy_keys(const Maps<const T>& maps, const T* position, T* to) const {
     const int64_t padding = shape_.padding();
     for (int64_t r = 0; r < shape_.covered_rows(band_.rows); ++r) {
       const int64_t row = reflect(shape_.stride * band_.first_row + r - padding, shape_.height);
+      const T* from = maps.image(band_.batch, band_.group) + maps.row_offset(row);
       for (int64_t c = 0; c < shape_.channels; ++c) {
-        copy_key_row(
-            maps.image(band_.batch, band_.group) + c * maps.channel_stride + row * maps.row_stride,
-            maps.column_stride, to + r * layout_.key_row + c * layout_.key_channel);
+        T* key = to + r * layout_.key_row + c * layout_.key_channel;
+        layout_.deinterleave(from + c * maps.channel_stride, maps.column_stride, shape_.width,
+                             padding, key);
+        if (position != nullptr) subtract(position + (c * shape_.height + row) * shape_.width, key);
+        reflect_columns(key);
       }
     }
   }
 
-  void copy_key_row(const T* from, int64_t column_stride, T* to) const {
+  void subtract(const T* position, T* key) const {
+    const int64_t padding = shape_.padding();
+    if (shape_.stride == 1) {
+      for (int64_t x = 0; x < shape_.width; ++x) key[padding + x] -= position[x];
+    } else {
+      for (int64_t x = 0; x < shape_.width; ++x) key[layout_.column(padding + x)] -= position[x];
+    }
+  }
+
+  void reflect_columns(T* key) const {
     const int64_t padding = shape_.padding(), width = shape_.width;
-    layout_.deinterleave(from, column_stride, width, padding, to);
     for (int64_t x = 1; x <= padding; ++x) {
-      to[layout_.column(padding - x)] = from[reflect(-x, width) * column_stride];
-      to[layout_.column(padding + width - 1 + x)] =
-          from[reflect(width - 1 + x, width) * column_stride];
+      key[layout_.column(padding - x)] = key[layout_.column(padding + reflect(-x, width))];
+      key[layout_.column(padding + width - 1 + x)] =
+          key[layout_.column(padding + reflect(width - 1 + x, width))];
     }
   }
 
@@ -157,7 +177,7 @@ class AttentionBand : protected BandKernel<T> {
     for (int64_t r = 0; r < band_.rows; ++r) {
       for (int64_t c = 0; c < shape_.channels; ++c) {
         const T* from = maps.image(band_.batch, band_.group) + c * maps.channel_stride +
-                        (band_.first_row + r) * maps.row_stride;
+                        maps.row_offset(band_.first_row + r);
         T* row = to + r * layout_.query_row + c * layout_.query_channel + layout_.margin;
         if (maps.column_stride == 1) {
           for (int64_t x = 0; x < shape_.out_width; ++x) row[x] = factor * from[x];
@@ -286,8 +306,8 @@ class ForwardBand : AttentionBand<T> {
 
   void run(int64_t item) {
     band_ = shape_.band(item);
-    Base::copy_keys(call_.k, k_);
-    Base::copy_keys(call_.v, v_);
+    Base::copy_keys(call_.k, call_.position, k_);
+    Base::copy_keys(call_.v, nullptr, v_);
     Base::copy_queries(call_.q, call_.scale * T(LOG2_E), q_);
     layout_.for_each_chunk(band_.rows, [this](int64_t y, int64_t rows) {
       for (int64_t x = 0; x < shape_.out_width; x += lanes) {
@@ -318,18 +338,17 @@ class ForwardBand : AttentionBand<T> {
   // From logits to results, for a vector of queries in each of R rows.
   template <int R>
   void attend(int64_t y, int64_t x) {
-    V inverse[R];
-    softmax<R>(y, x, inverse);
+    V factor[R];
+    softmax<R>(y, x, factor);
     int64_t c = 0;
-    for (; c + CHANNELS <= shape_.channels; c += CHANNELS)
-      sum_values<R, CHANNELS>(y, x, c, inverse);
-    for (; c < shape_.channels; ++c) sum_values<R, 1>(y, x, c, inverse);
+    for (; c + CHANNELS <= shape_.channels; c += CHANNELS) sum_values<R, CHANNELS>(y, x, c, factor);
+    for (; c < shape_.channels; ++c) sum_values<R, 1>(y, x, c, factor);
   }
 
-  // Turns logits into weights without their common factor, which is returned. The rows advance
-  // together: one alone would wait for its own results.
+  // Turns logits into weights without their common factor, which is returned times the weight of
+  // the result. The rows advance together: one alone would wait for its own results.
   template <int R>
-  INLINE void softmax(int64_t y, int64_t x, V (&inverse)[R]) {
+  INLINE void softmax(int64_t y, int64_t x, V (&factor)[R]) {
     const int64_t row = positions_ * lanes;
     V top[R], total[R] = {};
 #pragma GCC unroll 8
@@ -354,12 +373,12 @@ class ForwardBand : AttentionBand<T> {
     for (int i = 0; i < R; ++i) {
       store(lse + i * layout_.step * shape_.out_width, top[i] + log2<T>(total[i]),
             shape_.out_width - x);
-      inverse[i] = T(1) / total[i];
+      factor[i] = call_.weight / total[i];
     }
   }
 
   template <int R, int C>
-  INLINE void sum_values(int64_t y, int64_t x, int64_t c, const V (&inverse)[R]) {
+  INLINE void sum_values(int64_t y, int64_t x, int64_t c, const V (&factor)[R]) {
     const int64_t size = shape_.kernel_size, row = positions_ * lanes;
     V total[R][C] = {};
     accumulate<T, R, C>(total,
@@ -368,8 +387,14 @@ class ForwardBand : AttentionBand<T> {
                          weight_taps_, size, 0, R + size - 1, 0, size});
     T* out = call_.out.image(band_.batch, band_.group) + c * call_.out.channel_stride +
              (band_.first_row + y) * call_.out.row_stride + x;
-    store_block<T, R, C>(out, layout_.step * call_.out.row_stride, call_.out.channel_stride, total,
-                         inverse, shape_.out_width - x);
+    const int64_t row_stride = layout_.step * call_.out.row_stride;
+    if (call_.add) {
+      store_block<true, T, R, C>(out, row_stride, call_.out.channel_stride, total, factor,
+                                 shape_.out_width - x);
+    } else {
+      store_block<false, T, R, C>(out, row_stride, call_.out.channel_stride, total, factor,
+                                  shape_.out_width - x);
+    }
   }
 };
 
@@ -381,10 +406,11 @@ void attention_forward(const AttentionForward<T>& call, int64_t begin, int64_t e
 
 // The gradient of one band. With p = weights, s = logits and do = the gradient of the result:
 //   dv_j = sum_i p_ij do_i,   ds_ij = p_ij (do_i . v_j - do_i . o_i),
-//   dq_i = scale sum_j ds_ij k_j,   dk_j = scale sum_i ds_ij q_i.
-// p comes from the log-sum-exp of the forward pass. The band adds to its own rows of dk and dv in
-// scratch memory; what falls on rows of other bands goes to `halo` and is added by `fold_halo` in
-// a fixed order.
+//   dq_i = scale sum_j ds_ij k_j,   dk_j = scale sum_i ds_ij q_i,
+// all times the weight of the attention, whose own gradient is sum_i do_i . o_i. p comes from the
+// log-sum-exp of the forward pass, and do_i . o_i is sum_j p_ij (do_i . v_j). The band adds to its
+// own rows of dk and dv in scratch memory; what falls on rows of other bands goes to `halo` and is
+// added by `fold_halo` in a fixed order.
 template <typename T>
 class BackwardBand : AttentionBand<T> {
   static constexpr int64_t lanes = Simd<T>::lanes;
@@ -404,12 +430,11 @@ class BackwardBand : AttentionBand<T> {
     T** const keys[] = {&k_, &v_, &grad_k_, &grad_v_};
     T** const queries[] = {&q_, &grad_};
     T** const weights[] = {&p_, &ds_};
-    T** const rows[] = {&lse_, &delta_};
     int64_t** const taps[] = {&key_taps_, &position_taps_, &shifts_, &shifted_weights_};
     for (T** part : keys) scratch_.add(part, Base::source_size());
     for (T** part : queries) scratch_.add(part, Base::query_size());
     for (T** part : weights) scratch_.add(part, ROWS * weight_row_);
-    for (T** part : rows) scratch_.add(part, ROWS * layout_.width);
+    scratch_.add(&lse_, ROWS * layout_.width);
     scratch_.allocate();
     for (int64_t** part : taps) taps_.add(part, shape_.kernel_size);
     taps_.allocate();
@@ -419,14 +444,19 @@ class BackwardBand : AttentionBand<T> {
 
   void run(int64_t item) {
     band_ = shape_.band(item);
-    Base::copy_keys(call_.k, k_);
-    Base::copy_keys(call_.v, v_);
+    Base::copy_keys(call_.k, call_.position, k_);
+    Base::copy_keys(call_.v, nullptr, v_);
     Base::copy_queries(call_.q, call_.scale * T(LOG2_E), q_);
     Base::copy_queries(call_.grad_out, T(1), grad_);
     std::memset(grad_k_, 0, Base::source_size() * sizeof(T));
     std::memset(grad_v_, 0, Base::source_size() * sizeof(T));
+    grad_weight_ = V{};
     layout_.for_each_chunk(band_.rows, [this](int64_t y, int64_t rows) {
-      for (int64_t i = 0; i < rows; ++i) copy_row_terms(y + i * layout_.step, i);
+      for (int64_t i = 0; i < rows; ++i) {
+        std::memcpy(lse_ + i * layout_.width,
+                    call_.lse + Base::query_index(y + i * layout_.step, 0),
+                    shape_.out_width * sizeof(T));
+      }
       switch (rows) {
         case 1:
           run_rows<1>(y);
@@ -441,6 +471,7 @@ class BackwardBand : AttentionBand<T> {
       add_to_keys(y, rows);
     });
     write_keys(item);
+    if (call_.grad_weight != nullptr) call_.grad_weight[item] = sum<T>(grad_weight_);
   }
 
  private:
@@ -449,24 +480,9 @@ class BackwardBand : AttentionBand<T> {
   int64_t weight_position_, weight_row_;
   Scratch<int64_t> taps_;
   Scratch<T> scratch_;
-  T *k_, *v_, *grad_k_, *grad_v_, *q_, *grad_, *p_, *ds_, *lse_, *delta_;
+  T *k_, *v_, *grad_k_, *grad_v_, *q_, *grad_, *p_, *ds_, *lse_;
   int64_t *key_taps_, *position_taps_, *shifts_, *shifted_weights_;
-
-  // The log-sum-exp and do . o of row y, as row i of the chunk.
-  void copy_row_terms(int64_t y, int64_t i) {
-    const int64_t width = shape_.out_width;
-    std::memcpy(lse_ + i * layout_.width, call_.lse + Base::query_index(y, 0), width * sizeof(T));
-    T* delta = delta_ + i * layout_.width;
-    std::memset(delta, 0, width * sizeof(T));
-    const T* out =
-        call_.out.image(band_.batch, band_.group) + (band_.first_row + y) * call_.out.row_stride;
-    const T* grad = Base::query(grad_, y, 0);
-    for (int64_t c = 0; c < shape_.channels; ++c) {
-      for (int64_t x = 0; x < width; ++x) delta[x] += grad[x] * out[x * call_.out.column_stride];
-      out += call_.out.channel_stride;
-      grad += layout_.query_channel;
-    }
-  }
+  V grad_weight_;  // of the band, one sum for each lane
 
   template <int R>
   void run_rows(int64_t y) {
@@ -488,12 +504,19 @@ class BackwardBand : AttentionBand<T> {
 
   // From logits and do . v to p and to ds, the latter times ln 2 because q_ is times log2(e).
   INLINE void differentiate(T* p, T* ds, int64_t x) {
-    const V lse = load(lse_ + x), delta = load(delta_ + x);
-    const T ln_2 = T(1 / LOG2_E);
+    const V lse = load(lse_ + x);
+    V delta{};  // do . o
     for (int64_t j = 0; j < weight_row_; j += weight_position_) {
       const V weight = exp2(load(p + j) - lse);
       store(p + j, weight);
-      store(ds + j, ln_2 * weight * (load(ds + j) - delta));
+      delta += weight * load(ds + j);
+    }
+    grad_weight_ += delta;
+    const T factor = call_.weight, ds_factor = factor * T(1 / LOG2_E);
+    for (int64_t j = 0; j < weight_row_; j += weight_position_) {
+      const V weight = load(p + j);
+      store(p + j, factor * weight);
+      store(ds + j, ds_factor * weight * (load(ds + j) - delta));
     }
   }
 
@@ -508,8 +531,8 @@ class BackwardBand : AttentionBand<T> {
     for (int i = 0; i < R; ++i) factor[i] = V{} + call_.scale * T(LOG2_E);
     T* out = call_.grad_q.image(band_.batch, band_.group) + c * call_.grad_q.channel_stride +
              (band_.first_row + y) * call_.grad_q.row_stride + x;
-    store_block<T, R, C>(out, layout_.step * call_.grad_q.row_stride, call_.grad_q.channel_stride,
-                         total, factor, shape_.out_width - x);
+    store_block<false, T, R, C>(out, layout_.step * call_.grad_q.row_stride,
+                                call_.grad_q.channel_stride, total, factor, shape_.out_width - x);
   }
 
   // Adds what the chunk's queries give to the keys and values in their windows. Key m of a column
@@ -646,24 +669,28 @@ void attention_fold_halo(const AttentionBackward<T>& call, int64_t begin, int64_
   const BandedShape& s = call.shape;
   const int64_t padding = s.padding(), halo_row = s.channels * s.width;
   const Maps<T>* maps[] = {&call.grad_k, &call.grad_v};
-  for (int64_t item = begin * s.bands(); item < end * s.bands(); ++item) {
-    const Band band = s.band(item);
-    const int64_t first = s.stride * band.first_row, own = s.stride * band.rows;
-    const int64_t next = first + own < s.height ? first + own : s.height;
-    const int64_t key_rows = s.covered_rows(band.rows);
-    for (int which = 0; which < 2; ++which) {
-      T* to = maps[which]->image(band.batch, band.group);
-      const T* from = call.halo + (item * 2 + which) * halo_rows(s) * halo_row;
-      for (int64_t r = 0; r < key_rows; ++r) {
-        const int64_t row = first + r - padding;
-        if (row >= first && row < next) continue;
-        T* target = to + reflect(row, s.height) * maps[which]->row_stride;
-        for (int64_t c = 0; c < s.channels; ++c) {
-          for (int64_t x = 0; x < s.width; ++x) {
-            target[c * maps[which]->channel_stride + x] += from[c * s.width + x];
+  for (int64_t channel = begin; channel < end; ++channel) {
+    const int64_t image = channel / s.channels, c = channel % s.channels;
+    for (int64_t n = 0; n < s.groups * s.bands(); ++n) {
+      const int64_t item = image * s.groups * s.bands() + n;
+      const Band band = s.band(item);
+      const int64_t first = s.stride * band.first_row, own = s.stride * band.rows;
+      const int64_t next = first + own < s.height ? first + own : s.height;
+      const int64_t key_rows = s.covered_rows(band.rows);
+      for (int which = 0; which < 2; ++which) {
+        T* to = maps[which]->image(band.batch, band.group) + c * maps[which]->channel_stride;
+        const T* from = call.halo + (item * 2 + which) * halo_rows(s) * halo_row + c * s.width;
+        for (int64_t r = 0; r < key_rows; ++r) {
+          if (first + r - padding >= first && first + r - padding < next) continue;
+          const int64_t row = reflect(first + r - padding, s.height);
+          T* target = to + row * maps[which]->row_stride;
+          for (int64_t x = 0; x < s.width; ++x) target[x] += from[x];
+          if (which == 0 && call.grad_position != nullptr) {
+            T* position = call.grad_position + (channel * s.height + row) * s.width;
+            for (int64_t x = 0; x < s.width; ++x) position[x] -= from[x];
           }
+          from += halo_row;
         }
-        from += halo_row;
       }
     }
   }

@@ -8,6 +8,14 @@
 
 namespace acmix {
 
+// Number of pixels of a block. With up to 512 channels, a block leaves most of the second-level
+// cache to the weights. With fewer than 64 pixels, it would not fill the vector registers.
+INLINE int64_t pointwise_block(int64_t channels) {
+  constexpr int64_t elements = 1 << 15, least = 64;
+  const int64_t pixels = elements / channels;
+  return pixels < least ? least : pixels / least * least;
+}
+
 // One channel of a batch of images, whose pixels are contiguous.
 template <typename T>
 struct Channel {

@@ -25,10 +25,11 @@ class PointwiseBlock {
     scratch_.allocate_uninitialized();
   }
 
-  void run(int64_t item) {
-    image_ = item / call_.blocks();
-    first_ = item % call_.blocks() * call_.block;
-    count_ = call_.pixels - first_ < call_.block ? call_.pixels - first_ : call_.block;
+  // Computes the pixels [first, last) of an image, at most a block.
+  void run(int64_t image, int64_t first, int64_t last) {
+    image_ = image;
+    first_ = first;
+    count_ = last - first;
     copy_pixels();
     for (int64_t o = 0; o < call_.results_count; o += RESULTS) {
       for (int64_t x = 0; x < count_; x += slice) {
@@ -115,7 +116,10 @@ class PointwiseBlock {
 template <typename T>
 void pointwise(const Pointwise<T>& call, int64_t begin, int64_t end) {
   PointwiseBlock<T> block(call);
-  for (int64_t item = begin; item < end; ++item) block.run(item);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t first = item % call.blocks() * call.block, next = first + call.block;
+    block.run(item / call.blocks(), first, next < call.pixels ? next : call.pixels);
+  }
 }
 
 }  // namespace acmix::ISA

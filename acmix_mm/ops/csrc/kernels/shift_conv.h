@@ -18,6 +18,7 @@ struct Convolution {
   int64_t spread;
   // The last input is 1 inside the map and 0 outside: it carries the bias of the maps.
   bool constant;
+  bool add;                   // adds to the results instead of overwriting them
   const Maps<const T>* maps;  // one map per input
   const Maps<T>* results;     // one map per output
   // The first position of the first kernel, and the distances to the next in each dimension.

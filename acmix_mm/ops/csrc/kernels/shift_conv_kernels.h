@@ -38,9 +38,8 @@ class ConvBand : protected BandKernel<T> {
       }
       for (int64_t m = 0; m < given; ++m) {
         const Maps<const T>& map = maps[m];
-        copy_row(
-            map.image(band_.batch, 0) + band_.group * map.channel_stride + row * map.row_stride,
-            map.column_stride, spread, to + m * layout_.key_channel);
+        copy_row(map.image(band_.batch, 0) + band_.group * map.channel_stride + map.row_offset(row),
+                 map.column_stride, spread, to + m * layout_.key_channel);
       }
       if (constant) {
         T* ones = to + given * layout_.key_channel;
@@ -214,8 +213,13 @@ class ConvolveBand : ConvBand<T> {
       for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
         for (int j = 0; j < X; ++j) {
-          store(corner + i * layout_.step * to.row_stride + j * lanes, total[o][i][j],
-                width - j * lanes);
+          T* place = corner + i * layout_.step * to.row_stride + j * lanes;
+          const int64_t left = width - j * lanes;
+          if (call_.add) {
+            store(place, load(place, left) + total[o][i][j], left);
+          } else {
+            store(place, total[o][i][j], left);
+          }
         }
       }
     }
@@ -283,7 +287,11 @@ class WeightGradBand : ConvBand<T> {
         const Maps<const T>& grad = call_.grads[o];
         const T* from = grad.image(band_.batch, 0) + band_.group * grad.channel_stride +
                         (band_.first_row + y) * grad.row_stride;
-        for (int64_t x = 0; x < shape_.out_width; ++x) to[x] = from[x * grad.column_stride];
+        if (grad.column_stride == 1) {
+          std::memcpy(to, from, shape_.out_width * sizeof(T));
+        } else {
+          for (int64_t x = 0; x < shape_.out_width; ++x) to[x] = from[x * grad.column_stride];
+        }
       }
     }
   }

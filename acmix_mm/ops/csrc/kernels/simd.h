@@ -59,6 +59,15 @@ INLINE void store(T* to, Vec<T> value, int64_t count) {
   }
 }
 
+// Only the first `count` elements; the other lanes are 0.
+template <typename T>
+INLINE Vec<T> load(const T* from, int64_t count) {
+  if (count >= Simd<T>::lanes) return load(from);
+  Vec<T> value{};
+  std::memcpy(&value, from, count * sizeof(T));
+  return value;
+}
+
 template <typename T>
 INLINE T sum(Vec<T> value) {
   T total = 0;
@@ -135,7 +144,8 @@ class Scratch {
   }
 
   void allocate_uninitialized() {
-    data_ = static_cast<T*>(std::aligned_alloc(64, total_ * sizeof(T)));
+    // The size must be a multiple of the alignment, whatever the size of T.
+    data_ = static_cast<T*>(std::aligned_alloc(64, round_up(total_ * sizeof(T), 64)));
     if (data_ == nullptr) throw std::bad_alloc();
     for (int i = 0; i < count_; ++i) *parts_[i] = data_ + begins_[i];
   }

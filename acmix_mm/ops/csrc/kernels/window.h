@@ -11,11 +11,15 @@ namespace acmix {
 
 INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A tensor (B, N, D, H, W) with any strides.
+// A tensor (B, N, D, H, W) with any strides. Its memory may hold a few rows only: then row r takes
+// the place of row r - rows_held.
 template <typename T>
 struct Maps {
   T* data;
   int64_t batch_stride, head_stride, channel_stride, row_stride, column_stride;
+  int64_t rows_held = INT64_MAX;
+
+  INLINE int64_t row_offset(int64_t row) const { return row % rows_held * row_stride; }
 
   INLINE T* image(int64_t batch, int64_t head) const {
     return data + batch * batch_stride + head * head_stride;
@@ -47,12 +51,14 @@ struct BandedShape : Window {
   int64_t channels;               // that a window reads in each group
   int64_t height, width;          // of the maps that the windows read
   int64_t out_height, out_width;  // of the results, one per window
+  int64_t chosen_rows = 0;        // of a band; 0 chooses by the sizes
 
-  // Number of rows in every band but perhaps the last. It is a multiple of the 3 rows that kernels
-  // process together, small enough for a band to stay in the second-level cache, and large enough
-  // to read few rows twice. It depends on the sizes alone: results are the same with any number of
-  // threads.
+  // Number of rows in every band but perhaps the last. If it is not chosen, it is a multiple of the
+  // 3 rows that kernels process together, small enough for a band to stay in the second-level
+  // cache, and large enough to read few rows twice. It depends on the sizes alone: results are the
+  // same with any number of threads.
   INLINE int64_t band_rows() const {
+    if (chosen_rows > 0) return chosen_rows;
     constexpr int64_t cached_elements = 1 << 17;
     int64_t most = cached_elements / (channels * stride * (width + 2 * padding()));
     most = most < FEWEST_ROWS ? FEWEST_ROWS : most > MOST_ROWS ? MOST_ROWS : most;
