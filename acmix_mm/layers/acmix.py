@@ -131,7 +131,7 @@ class ACmix(BaseModule):
             Tensor: ``(B, C_out, ceil(H / stride), ceil(W / stride))``, contiguous whatever the
             memory format of x is.
         """
-        if self._is_made_of_its_parts() and cannot_fuse(x, *self.parameters()) is None:
+        if self._is_made_of_its_parts() and self._cannot_fuse(x) is None:
             return self._run_fused(x)
         q, k, v = (maps.unflatten(1, (self.num_heads, -1)) for maps in self.qkv(x))
         # The convolution path comes first, so that the backward pass, which runs in reverse order,
@@ -155,10 +155,17 @@ class ACmix(BaseModule):
             and 'alpha' in self.mix._parameters
             and type(self.shift_conv) is ShiftConv
             and {'fc_weight', 'kernel'} <= self.shift_conv._parameters.keys()
+            and self.shift_conv.fc_bias is None
+            and (self.shift_conv.stride, self.shift_conv.dilation) == (1, self.dilation[0])
+            and type(self.qkv) is type(self.position) is PointwiseConv
             and is_known_by_weights(self.qkv)
             and is_known_by_weights(self.position)
             and not any(is_hooked(part) or 'forward' in vars(part) for part in self.children())
         )
+
+    def _cannot_fuse(self, x: Tensor) -> str | None:
+        reach = self.dilation[0] * (max(self.kernel_att, *self.kernel_size) // 2)
+        return cannot_fuse(reach, x, *self.parameters())
 
     def _run_fused(self, x: Tensor) -> Tensor:
         alpha = self.mix.alpha

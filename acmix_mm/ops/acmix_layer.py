@@ -15,24 +15,39 @@ from .backends import cpu
 from .backends.registry import is_chosen_automatically
 from .checks import check_pointwise_conv
 from .open_sizes import is_exporting
-from .torch_compat import autocast_dtype
+from .torch_compat import autocast_dtype, is_compiling
 
 PARTS = ('pointwise_conv', 'neighborhood_attention', 'shift_conv')
 # Projecting again in the backward pass takes a third of the time of a 3x3 convolution. With more
 # channels, whose maps are small, not keeping the projections saves less than that: measured with
 # 256 and 512 channels, see docs/performance.md.
 MOST_CHANNELS_IN_TRAINING = 128
+# A band of up to 9 rows reads as many rows above and below it as its windows reach. A thread
+# projects all of them for its first band, and their gradients are kept until all bands are done.
+MOST_REACH = 6
+# A thread computes bands of all channels, of up to 9 rows each. The three operators divide the
+# channels among the threads as well: with few bands, they keep more cores busy.
+ROWS_OF_A_BAND, FEWEST_BANDS = 9, 8
 
 
-def cannot_fuse(x: Tensor, *parameters: Tensor) -> str | None:
+def cannot_fuse(reach: int, x: Tensor, *parameters: Tensor) -> str | None:
     """Return why a layer with stride 1 runs its three operators instead, or None if it need not.
 
     Nobody may have chosen their backends or want to see their calls: exporters, counters of FLOPs.
 
     Args:
+        reach: Number of rows above and below a pixel that its window and its kernel cover.
         x: Input of the layer, ``(B, C_in, H, W)``.
         *parameters: Parameters of the layer.
     """
+    if x.dim() != 4:
+        return 'the first of its parts tells what is wrong with the input'
+    if reach > MOST_REACH:
+        return f'it is slower and takes more memory with windows that reach over {MOST_REACH} rows'
+    # Not while compiling, which would keep one graph for few bands and one for many.
+    few = not is_compiling() and len(x) * -(-x.shape[2] // ROWS_OF_A_BAND) < FEWEST_BANDS
+    if few:
+        return f'it has fewer than {FEWEST_BANDS} bands of rows to share among threads'
     tensors = (x, *parameters)
     if not all(is_chosen_automatically(operator) for operator in PARTS):
         return 'a backend of one of its parts was chosen'

@@ -16,11 +16,25 @@ from versions import needs_compiler, needs_opcheck
 
 from acmix_mm.layers import ACmix
 from acmix_mm.layers.projection import PointwiseConv
+from acmix_mm.layers.shift_conv import ShiftConv
 from acmix_mm.ops import neighborhood_attention, shift_conv, use_backend
-from acmix_mm.ops.acmix_layer import MOST_CHANNELS_IN_TRAINING, PARTS, acmix_layer
+from acmix_mm.ops.acmix_layer import (
+    FEWEST_BANDS,
+    MOST_CHANNELS_IN_TRAINING,
+    MOST_REACH,
+    PARTS,
+    ROWS_OF_A_BAND,
+    acmix_layer,
+)
 from acmix_mm.ops.backends import cpu
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason='built without the kernels')
+
+
+@pytest.fixture(autouse=True)
+def few_bands_suffice(monkeypatch):
+    """Let small maps, which are quick, run as one operator."""
+    monkeypatch.setattr('acmix_mm.ops.acmix_layer.FEWEST_BANDS', 1)
 
 
 class Calls(TorchDispatchMode):
@@ -74,7 +88,7 @@ def results(layer: ACmix, x: Tensor) -> list[Tensor]:
     [
         dict(),
         dict(dilation=2),
-        dict(dilation=4, kernel_att=5),
+        dict(dilation=3, kernel_att=5),
         dict(kernel_att=3, kernel_conv=5, num_heads=4),
         dict(kernel_att=1, kernel_conv=1),
         dict(num_conv_pairs=2, path_weights='complementary', num_heads=1),
@@ -98,13 +112,15 @@ def test_equals_the_definition_with_every_gradient(size, options):
 def test_random_layers_equal_the_definition(seed):
     rng = random.Random(seed)
     heads = rng.choice([1, 2, 3, 5])
+    kernel_att, kernel_conv = rng.choice([1, 3, 5, 7, 9]), rng.choice([1, 3, 5])
+    most = MOST_REACH // max(kernel_att // 2, kernel_conv // 2, 1)
     layer = randomized(
         rng.choice([1, 3, 70]),
         heads * rng.choice([1, 4, 9]),
-        kernel_att=rng.choice([1, 3, 5, 7, 9]),
+        kernel_att=kernel_att,
         num_heads=heads,
-        kernel_conv=rng.choice([1, 3, 5]),
-        dilation=rng.choice([1, 1, 2, 3]),
+        kernel_conv=kernel_conv,
+        dilation=rng.randint(1, most),
     )
     # 45 rows are several bands, and 70 columns more than the projection takes at a time.
     size = rng.choice([1, 2, 9, 13, 24, 45]), rng.choice([1, 3, 8, 16, 21, 70])
@@ -279,6 +295,39 @@ def test_parts_run_where_a_weight_is_made_by_another_tool():
     assert runs_fused(layer, x)
 
 
+def test_parts_run_where_one_of_the_same_type_computes_something_else():
+    x, layers = torch.randn(1, 8, 9, 10), [ACmix(8, 8) for _ in range(4)]
+    layers[0].shift_conv = ShiftConv(12, 2, 8, bias=True)
+    layers[1].shift_conv = ShiftConv(12, 2, 8, dilation=2)
+    layers[2].shift_conv.dilation = 3
+    layers[3].position = nn.Conv2d(2, 2, 1)
+    for layer in layers:
+        assert not runs_fused(layer, x)
+        with use_backend('reference'):
+            expected = layer(x)
+        torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [dict(kernel_att=2 * MOST_REACH + 1), dict(kernel_att=1, dilation=MOST_REACH)],
+    ids=str,
+)
+def test_windows_that_reach_far_run_the_parts(options):
+    x = torch.randn(1, 8, 9, 10)
+    assert runs_fused(ACmix(8, 8, **options), x)
+    farther = {name: value + (2 if name == 'kernel_att' else 1) for name, value in options.items()}
+    assert not runs_fused(ACmix(8, 8, **farther), x)
+
+
+def test_few_bands_run_the_parts(monkeypatch):
+    monkeypatch.setattr('acmix_mm.ops.acmix_layer.FEWEST_BANDS', FEWEST_BANDS)
+    layer, height = ACmix(8, 8), FEWEST_BANDS * ROWS_OF_A_BAND
+    assert runs_fused(layer, torch.randn(1, 8, height, 5))
+    assert not runs_fused(layer, torch.randn(1, 8, height - ROWS_OF_A_BAND, 5))
+    assert runs_fused(layer, torch.randn(FEWEST_BANDS, 8, 1, 5))
+
+
 @pytest.mark.parametrize('operator', [None, *PARTS])
 def test_parts_run_where_a_backend_is_chosen(operator):
     layer, x = ACmix(8, 8), torch.randn(1, 8, 9, 10)
@@ -331,7 +380,8 @@ def test_wide_layers_run_their_parts_in_training():
 
 def test_wrong_input_is_refused_as_by_the_parts():
     layer = ACmix(8, 8)
-    for x in (torch.randn(1, 7, 9, 10), torch.randn(1, 8, 0, 10), torch.randn(8, 9, 10)):
+    for shape in ((1, 7, 9, 10), (1, 8, 0, 10), (8, 9, 10), (8,), ()):
+        x = torch.randn(shape)
         with pytest.raises(ValueError, match='pointwise_conv: '):
             layer(x)
 

@@ -162,7 +162,8 @@ STARTS_A_TRAINING = """
 import runpy, sys
 from pathlib import Path
 reproduce = runpy.run_path(sys.argv[1])
-model = reproduce['Model']('tiny', 'tiny.py', 'segmentation', {}, '')
+nothing = reproduce['Figures']({}, '')
+model = reproduce['Model']('tiny', 'tiny.py', 'segmentation', nothing, nothing)
 run = reproduce['Run'](model, Path('tiny'), 1)
 run.state = lambda: 'epoch_1'
 command = ['bash', '-c', 'sleep 600 & echo $! > inner; echo $$ > outer; wait']

@@ -21,7 +21,7 @@ class ProjectedRows {
       : input_(input),
         projection_(input.projection),
         shape_(shape),
-        rows_held_(shape.band_rows() + 2 * input.reach),
+        rows_held_(rows_read(shape, input.reach)),
         channel_(row_distance<T>(rows_held_ * shape.width)),
         block_(projection_) {
     rows_memory_.add(&rows_, projection_.results_count * channel_);
@@ -35,6 +35,12 @@ class ProjectedRows {
     for (int64_t m = 0; m < 3 * shape.groups; ++m) {
       maps_[m] = {rows_ + m * map, 0, map, channel_, shape.width, 1, rows_held_};
     }
+  }
+
+  // The largest number of rows that a band reads.
+  static int64_t rows_read(const BandedShape& shape, int64_t reach) {
+    const int64_t rows = shape.band_rows() + 2 * reach;
+    return rows < shape.height ? rows : shape.height;
   }
 
   // Computes the rows that band `index` of an image reads.
