@@ -84,9 +84,9 @@ def test_attention_is_counted_as_matrix_products(backend):
 
 
 def test_layer_is_counted_as_its_parts():
-    layer, shape = ACmix(8, 12), (2, 8, 9, 7)
+    layer, shape = ACmix(8, 12), (8, 8, 9, 7)
     position = flops(lambda x: layer.position(x)[0], torch.randn(1, 2, 9, 7))
-    projections = 2 * 2 * 63 * 8 * 36
+    projections = 2 * 8 * 63 * 8 * 36
     fused = flops(layer, torch.randn(shape))
     with use_backend('cpu'):
         parts = flops(layer, torch.randn(shape))
