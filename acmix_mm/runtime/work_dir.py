@@ -147,10 +147,7 @@ def _is_first_of_the_machine() -> bool:
 
 @contextmanager
 def locked(cfg: Config) -> Iterator[None]:
-    """Keep other trainings out of the work dir. End the process with one message if one runs there.
-
-    The operating system removes the lock when the process ends in any way, so a lock cannot be left
-    behind. The file stays; it says which process locked the folder last.
+    """Keep other trainings out of the work dir, see :func:`locked_folder`.
 
     Args:
         cfg: Config with its ``work_dir`` and ``launcher``. The first process of a job locks the
@@ -159,11 +156,24 @@ def locked(cfg: Config) -> Iterator[None]:
     if os.environ.get(_RANKS.get(cfg.get('launcher', 'none'), ''), '0') != '0':
         yield
         return
-    folder = Path(cfg.work_dir)
+    with locked_folder(Path(cfg.work_dir)):
+        yield
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder of results. End with one message if one works there.
+
+    The operating system removes the lock when the process ends in any way, so a lock cannot be left
+    behind. The file stays; it says which process locked the folder last.
+
+    Args:
+        folder: The folder, which is made if need be.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
-        _say(f'{folder} cannot be locked on this system: start only one training in it.')
+        _say(f'{folder} cannot be locked on this system: start only one command in it.')
         yield
         return
     try:
@@ -178,11 +188,11 @@ def locked(cfg: Config) -> Iterator[None]:
             file.seek(0)
             owner = file.read().strip() or 'an unknown process'
             sys.exit(
-                f'Another training runs in {folder}: {owner}. Two trainings would overwrite each '
-                "other's checkpoints. Wait for it or end it, or choose another --work-dir."
+                f"Another command runs in {folder}: {owner}. Two would overwrite each other's "
+                'files. Wait for it or end it, or choose another --work-dir.'
             )
         except OSError as error:
-            _say(f'{folder} cannot be locked ({error.strerror}): start only one training in it.')
+            _say(f'{folder} cannot be locked ({error.strerror}): start only one command in it.')
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         file.flush()

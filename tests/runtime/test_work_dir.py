@@ -188,7 +188,7 @@ def test_one_training_in_a_work_dir(other, tmp_path):
     with pytest.raises(SystemExit) as error, locked(cfg):
         pass
     message = str(error.value)
-    assert message.startswith(f'Another training runs in {tmp_path}: process {other.pid} on ')
+    assert message.startswith(f'Another command runs in {tmp_path}: process {other.pid} on ')
     assert '--work-dir' in message
 
     other.kill()
@@ -205,7 +205,7 @@ def test_other_processes_of_the_job_do_not_lock(other, tmp_path, monkeypatch):
     with locked(cfg):
         pass
     monkeypatch.setenv('RANK', '0')
-    with pytest.raises(SystemExit, match='Another training'), locked(cfg):
+    with pytest.raises(SystemExit, match='Another command'), locked(cfg):
         pass
 
 
@@ -221,4 +221,4 @@ def test_a_system_without_locks(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'fcntl', None)
     with locked(tiny_config(tmp_path)):
         pass
-    assert 'cannot be locked on this system: start only one training' in capsys.readouterr().err
+    assert 'cannot be locked on this system: start only one command' in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -186,7 +188,79 @@ def test_equal_seconds(tool_module, results, tmp_path, capsys):
     epochs = tmp_path / 'epochs.py'
     epochs.write_text('train_cfg = dict(by_epoch=True, max_epochs=3)')
     with pytest.raises(SystemExit, match=r'epochs\.py counts epochs'):
-        tool_module.main([str(epochs), *argv[1:], '--modes', 'plain'])
+        tool_module.main([str(epochs), '--quick', '--dry-run'])
+
+
+def test_quick_runs(tool_module, tmp_path, capsys):
+    config, argv = tool_module.CONFIGS[1], ['--seeds', '1', '--quick', '--dry-run']
+    tool_module.main([str(config), *argv, '--modes', 'plain', '--work-dir', str(tmp_path)])
+    train, test = capsys.readouterr().out.splitlines()
+    assert 'plain/seed0/iter_10.pth' in test
+    options = train.partition('--cfg-options ')[2]
+    cfg = tool_module.TrainingRun(str(config), tmp_path, options.split()).read_config()
+    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval) == (10, 10)
+    assert [part.get('T_max') for part in cfg.param_scheduler] == [None, 10]
+    with pytest.raises(SystemExit):
+        tool_module.main([*argv, '--equal-seconds'])
+    assert 'not allowed with argument --quick' in capsys.readouterr().err
+
+
+def test_runs_with_other_options_are_not_mixed(tool_module, tmp_path, monkeypatch):
+    """results.csv does not name the options, and runs that are there are not run again."""
+    monkeypatch.setattr(
+        tool_module.TrainingRun, 'run', lambda run, _: run.work_dir.mkdir(0o777, True, True)
+    )
+    config = str(tool_module.CONFIGS[0])
+
+    def start(folder, *options):
+        argv = [config, '--modes', 'plain', '--seeds', '1', '--work-dir', str(tmp_path / folder)]
+        with pytest.raises(SystemExit) as error:
+            tool_module.main([*argv, *options])
+        return str(error.value)
+
+    longer = ('--options', 'train_cfg.max_iters=900', 'model.init_cfg=None')
+    assert '1 of 1 runs failed' in start('default')
+    assert '1 of 1 runs failed' in start('default')
+    says = 'default have no options, and these have train_cfg.max_iters=900 model.init_cfg=None: '
+    assert says in start('default', *longer)
+    assert 'default have no options, and these have --quick: ' in start('default', '--quick')
+    assert '1 of 1 runs failed' in start('longer', *longer)
+    assert '1 of 1 runs failed' in start('longer', *longer)
+    assert 'max_iters=900 model.init_cfg=None, and these have none: ' in start('longer')
+    (tmp_path / 'default' / 'options').unlink()  # as versions without this file left it
+    assert 'these have --quick: ' in start('default', '--quick')
+
+
+def test_one_command_in_a_work_dir(tool_module, tmp_path):
+    """A second one would overwrite results.csv without the runs of the first one."""
+    command = 'import sys; from pathlib import Path; from acmix_mm.runtime import locked_folder\n'
+    command += 'with locked_folder(Path(sys.argv[1])):\n    print(flush=True)\n    input()'
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with subprocess.Popen([sys.executable, '-c', command, str(tmp_path)], **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(SystemExit, match=rf'Another command runs in .*: process {other.pid} '):
+            tool_module.main(['--work-dir', str(tmp_path)])
+        other.communicate(b'\n')
+
+
+def test_ten_steps_are_repeated_bit_by_bit(tool, tool_module, shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'tiny.py').write_text(CONFIG.format(data=str(shapes)))
+
+    def train(folder):
+        options = ['train_cfg.max_iters=10', 'default_hooks.checkpoint.interval=5']
+        options.append(f'visualizer.name={folder}')
+        job = tool_module.Job(Path('tiny.py'), 'learned', 0, Path(folder), options)
+        (_, script, *arguments), _ = job.run.commands()
+        tool(Path(script).name).main(arguments)
+        return [
+            torch.load(job.run.work_dir / f'iter_{i}.pth', weights_only=False)['state_dict']
+            for i in (5, 10)
+        ]
+
+    (half, first), (_, again) = train('first'), train('again')
+    assert not [name for name in first if not torch.equal(first[name], again[name])]
+    assert [name for name in first if not torch.equal(first[name], half[name])], 'it learns'
 
 
 def test_other_seeds(tool_module, capsys):

@@ -6,7 +6,8 @@
 Each config is trained in every mode with each seed, on one thread, ``--jobs`` trainings at a time,
 and its last checkpoint is tested. Run the same command again to continue after an interruption:
 finished runs are skipped, and one that fails does not stop the others. A mode is a set of options
-of the config, see MODES.
+of the config, see MODES. Other --options need another --work-dir. --quick trains for 10 steps, to
+see whether everything runs: its numbers mean nothing.
 
 ``results.csv`` in --work-dir has a line for each run. What it has already, such as the runs of
 another machine, is neither run nor read again: delete it to collect the results of the folders of
@@ -27,7 +28,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -52,6 +53,7 @@ from acmix_mm.runtime.training_run import (
     read_scalars,
     signals_interrupt,
 )
+from acmix_mm.runtime.work_dir import locked_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [
@@ -90,6 +92,7 @@ SHAPE = (180, 240)
 # Metrics by their names in mmengine's logs: their names in tables, and their factor.
 METRICS = {'coco/bbox_mAP': ('box AP', 100), 'mIoU': ('mIoU', 1)}
 LEVEL = 0.95
+QUICK_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -434,7 +437,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--seeds', type=whole_number(1), default=5, help='number of seeds')
     parser.add_argument('--first-seed', type=whole_number(0), default=0)
     parser.add_argument('--modes', nargs='+', choices=MODES, default=MAIN_MODES, metavar='MODE')
-    parser.add_argument(
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument('--quick', action='store_true', help=f'train for {QUICK_STEPS} steps')
+    steps.add_argument(
         '--equal-seconds',
         action='store_true',
         help=f'change the steps of each mode so that its training takes as long as that of '
@@ -465,18 +470,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.report:
             write_results(read_results(*args.report), args.work_dir)
             return
-        file = args.work_dir / 'results.csv'
-        known = read_results(file) if file.exists() else []
         names = [config.stem for config in args.configs]
         if repeated := {name for name in names if names.count(name) > 1}:
             parser.error(f'several configs are called {", ".join(sorted(repeated))}')
-        jobs = _jobs(args, known)
         if args.dry_run:
-            for job in jobs:
+            for job in _jobs(args, _known(args.work_dir)):
                 print('\n'.join(map(shlex.join, job.run.commands())))
             return
+        with locked_folder(args.work_dir):
+            _keep_options(args)
+            known = _known(args.work_dir)
+            _run(_jobs(args, known), known, args)
     except (OSError, ValueError, RunError) as error:
         sys.exit(str(error))
+
+
+def _known(work_dir: Path) -> list[Result]:
+    file = work_dir / 'results.csv'
+    return read_results(file) if file.exists() else []
+
+
+def _keep_options(args: argparse.Namespace) -> None:
+    """Note the options that all runs in --work-dir share, which results.csv does not name.
+
+    Raises:
+        ValueError: Its runs have other ones.
+    """
+    file = args.work_dir / 'options'
+    now = shlex.join(['--quick'] * args.quick + [*args.options])
+    before = file.read_text() if file.exists() else ''
+    if now != before and (file.exists() or any(args.work_dir.glob('*/*/seed*'))):
+        raise ValueError(
+            f'The runs in {args.work_dir} have {before or "no options"}, and these have '
+            f'{now or "none"}: give these another --work-dir.'
+        )
+    write_output(file, now)
+
+
+def _run(jobs: Sequence[Job], known: Sequence[Result], args: argparse.Namespace) -> None:
+    """Train, test, and write the results. End with one message if something went wrong."""
     faults: list[str] = []
     try:
         with signals_interrupt():
@@ -496,6 +528,9 @@ def _jobs(args: argparse.Namespace, known: Sequence[Result]) -> list[Job]:
     for config in args.configs:
         shared = [*_data(config, args.data_root), *args.options]
         modes = {mode: [*MODES[mode], *shared] for mode in args.modes}
+        if args.quick:
+            steps = _steps(config, shared, lambda _: QUICK_STEPS)
+            modes = {mode: [*options, *steps] for mode, options in modes.items()}
         if args.equal_seconds:
             modes = {
                 f'{mode}-equal-seconds': [
@@ -526,20 +561,36 @@ def _equal_seconds(
             epochs.
         RunError: The config cannot be read.
     """
+    name = (config.stem, f'{mode}-equal-seconds')
+    steps = [result.steps for result in known if (result.config, result.mode) == name]
+    if steps:
+        return _steps(config, options, lambda _: steps[0])
+    baseline, own = (_step_seconds(folder / config.stem / m) for m in (BASELINE, mode))
+    return _steps(config, options, lambda old: round(old * baseline / own))
+
+
+def _steps(config: Path, options: Sequence[str], change: Callable[[int], int]) -> list[str]:
+    """Options that change the iterations of a training, and of its schedule.
+
+    Args:
+        config: Path of the config.
+        options: Other options.
+        change: Function from the iterations of the config to those that are wanted.
+
+    Raises:
+        ValueError: The config counts epochs.
+        RunError: The config cannot be read.
+    """
     cfg = TrainingRun(str(config), Path(), options).read_config()
     old = cfg.train_cfg.get('max_iters')
     if old is None:
-        raise ValueError(f'--equal-seconds: {config} counts epochs, not iterations')
-    name = f'{mode}-equal-seconds'
-    steps = [r.steps for r in known if (r.config, r.mode) == (config.stem, name)]
-    baseline, own = (_step_seconds(folder / config.stem / m) for m in (BASELINE, mode))
-    new = steps[0] if steps else round(old * baseline / own)
+        raise ValueError(f'{config} counts epochs, not iterations, which are to be changed')
     parts: Mapping[str, Mapping] = {
         'train_cfg': cfg.train_cfg,
         **{f'param_scheduler.{i}': part for i, part in enumerate(cfg.param_scheduler)},
     }
     return [
-        f'{name}.{key}={new}'
+        f'{name}.{key}={change(old)}'
         for name, part in parts.items()
         for key in ('max_iters', 'val_interval', 'T_max', 'end')
         if part.get(key) == old
