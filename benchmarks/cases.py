@@ -70,6 +70,23 @@ class ReleasedACmix(nn.Module):
         return unfolded.view(*x.shape[:2], size**2, height, width)
 
 
+class Autocast(nn.Module):
+    """A module that runs under autocast to bfloat16.
+
+    Args:
+        module: The module, whose parameters are float32.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the module; the shapes are those of the module."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.module(x)
+
+
 class Operator(nn.Module):
     """An operator with random weights, run by one backend.
 
@@ -140,13 +157,19 @@ Case = tuple[nn.Module, tuple[int, ...]]  # a candidate and the shape of its inp
 
 
 def layer_case(kind: str, channels: int, height: int, width: int) -> Case:
-    """Build a layer: ``'acmix'``, its formula in the ``'released'`` code, or ``'conv3x3'``."""
+    """Build a layer.
+
+    Its kind is ``'acmix'``, the same in ``'bfloat16'``, its formula in the ``'released'`` code, or
+    ``'conv3x3'``.
+    """
     torch.manual_seed(0)
     shape = (1, channels, height, width)
     if kind == 'conv3x3':
         return nn.Conv2d(channels, channels, 3, padding=1, bias=False), shape
     layer = ACmix(channels, channels)
-    return ReleasedACmix(layer) if kind == 'released' else layer, shape
+    if kind == 'acmix':
+        return layer, shape
+    return dict(bfloat16=Autocast, released=ReleasedACmix)[kind](layer), shape
 
 
 def operator_case(kind: str, name: str, channels: int, height: int, width: int) -> Case:
@@ -233,6 +256,9 @@ def comparisons(suites: Sequence[str], quick: bool) -> list[Comparison]:
         Comparison('layer', sized(*stage), ('acmix', other))
         for stage in ((64, 128, 128), *STAGES)
         for other in ('released', 'conv3x3')
+    ]
+    found += [
+        Comparison('layer', sized(*stage), ('acmix', 'bfloat16'), (FORWARD,)) for stage in STAGES
     ]
     candidates = ('acmix', 'mmdet')
     found += [

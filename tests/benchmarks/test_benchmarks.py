@@ -20,6 +20,15 @@ def test_released_formula_computes_what_our_layer_does():
     torch.testing.assert_close(released(x), released.layer(x))
 
 
+def test_bfloat16_is_the_same_layer_in_half_precision():
+    half, shape = cases.layer_case('bfloat16', 8, 9, 10)
+    x = torch.randn(shape)
+    found, expected = half(x), half.module(x)
+    assert found.dtype == torch.bfloat16
+    assert expected.dtype == torch.float32
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize('name', ['neighborhood_attention', 'shift_conv', 'pointwise_conv'])
 def test_every_backend_of_an_operator_is_a_candidate_of_its_own(name):
     (comparison, *_) = [c for c in cases.comparisons(['operator'], True) if name in c.arguments]
@@ -111,7 +120,13 @@ def test_targets_are_read_off_a_full_run():
     times = ('milliseconds', 'milliseconds_kept', 'peak_bytes')
     results.scaling = [dict.fromkeys(times, side**2.0) | dict(side=side) for side in (4, 8)]
     text = report.targets(results, listed)
-    assert '| layer 64x128x128: memory kept for backward / input | <= 8 | 7.00 | yes |' in text
-    assert "| ResNet-50 800x1344, forward: time / that of mmdet's | <= 1.2 | 0.50 | yes |" in text
+    assert '| layer 64x200x334: memory kept for backward / input | <= 2 | 7.00 | no |' in text
+    conv = 'forward + backward: time / that of a 3x3 convolution'
+    assert f'| layer 256x50x84, {conv} | <= 0.65 | 0.50 | yes |' in text
+    assert f'| layer 512x25x42, {conv} | <= 0.6 | 0.50 | yes |' in text
+    mmdet = "forward + backward: time / that of mmdet's"
+    assert f'| backbone swin 448x672, {mmdet} | <= 1.05 | 0.50 | yes |' in text
+    assert f'| backbone pvt 448x672, {mmdet} | <= 1.08 | 0.50 | yes |' in text
+    assert "| backbone resnet 800x1344: peak memory / that of mmdet's | <= 1 | 1.00 | yes |" in text
     speedup = 'layer 64x128x128, forward + backward: speedup over the released layer'
     assert f'| {speedup} | >= 25 | 2.00 | no |' in text
