@@ -281,12 +281,21 @@ def test_page_is_written_from_the_csv(tool_module, results, tmp_path):
     page.write_text('no marks\n')
     with pytest.raises(SystemExit, match='the page must have the lines'):
         tool_module.main(argv)
-    marks = ['<!-- cells: written by tools/analysis/compare_paths.py -->', '<!-- cells: end -->']
+    marks = [
+        f'<!-- {name}: {words} -->'
+        for name in ('cells_answer', 'cells')
+        for words in ('written by tools/analysis/compare_paths.py', 'end')
+    ]
     page.write_text('\n'.join(['above', *marks, 'below']))
     tool_module.main(argv)
     text = page.read_text()
-    assert text.startswith(f'above\n{marks[0]}\nbccd:\n\n| mode |')
-    assert text.endswith(f'{marks[1]}\nbelow')
+    assert text.startswith(
+        f'above\n{marks[0]}\n| config | metric | learned minus attention |'
+        ' learned minus convolution | learned minus plain |\n|---|---|---|---|---|\n'
+        '| bccd | box AP | +3.00 ± 3.58: no difference seen |  | +0.00 ± 6.21: no difference seen |'
+        f'\n{marks[1]}\n{marks[2]}\nbccd:\n\n| mode |'
+    )
+    assert text.endswith(f'{marks[3]}\nbelow')
     assert '](images/page_cells.png)' in text
     assert (tmp_path / 'images' / 'page_cells.png').read_bytes().startswith(b'\x89PNG')
     with pytest.raises(SystemExit):

@@ -229,6 +229,18 @@ def report(results: Sequence[Result]) -> str:
     return text
 
 
+def answer(results: Sequence[Result]) -> str:
+    """Write a table of the differences of the baseline from the other main modes, in Markdown."""
+    differences = compare(results)
+    others = [mode for mode in MAIN_MODES if mode != BASELINE]
+    rows = []
+    for config in dict.fromkeys(result.config for result in results):
+        cells = [_cells(differences.get((config, mode))) for mode in others]
+        metric = next(result.metric for result in results if result.config == config)
+        rows.append([config, metric, *(': '.join(filter(None, [c[0], c[2]])) for c in cells)])
+    return table(('config', 'metric', *(f'{BASELINE} minus {mode}' for mode in others)), rows)
+
+
 def _cells(difference: Difference | None) -> list[str]:
     if difference is None:
         return ['', '', '']
@@ -317,12 +329,13 @@ def write_results(results: Sequence[Result], folder: Path) -> None:
 
 
 def write_page(results: Sequence[Result], page: Path, name: str) -> None:
-    """Write the tables between the marks of a page, and the picture beside it.
+    """Write the answer and the report between their marks of a page, and the picture beside it.
 
     Args:
         results: What is reported.
         page: The Markdown page.
-        name: Name of the marks, and of the picture, ``images/<page>_<name>.png``.
+        name: Name of the marks of the report, of those of the answer with ``_answer`` at its end,
+            and of the picture, ``images/<page>_<name>.png``.
 
     Raises:
         ValueError: The page lacks the marks.
@@ -334,8 +347,10 @@ def write_page(results: Sequence[Result], page: Path, name: str) -> None:
             f'![A dot for each run, its lines join a seed; means with their intervals]({picture})\n'
         )
         write_figure(page.parent / picture, draw(results))
-    writer = 'tools/analysis/compare_paths.py'
-    write_output(page, replace_between_marks(page.read_text(), name, writer, text))
+    writer, content = 'tools/analysis/compare_paths.py', page.read_text()
+    for mark, part in ((f'{name}_answer', answer(results)), (name, text)):
+        content = replace_between_marks(content, mark, writer, part)
+    write_output(page, content)
 
 
 @cache
