@@ -54,7 +54,7 @@ def calls(generator: torch.Generator) -> list[Call]:
         random(depth, height, width),
         random(heads * depth, 3 * heads, 3, 3),
         random(1),
-        *(size, dilation, 0.5),
+        *(*window, 0.5),
     )
     layer_grad, layer_lse = ops.acmix_layer_forward(*layer)
     return [

@@ -17,6 +17,7 @@ from .base_module import BaseModule
 from .fx import leaf_of_fx
 from .path_mix import PathMix
 from .projection import PointwiseConv, is_hooked, is_known_by_weights
+from .recompute import recompute
 from .renamed import renamed_arguments
 from .shift_conv import ShiftConv
 from .types import OptMultiConfig, PathWeights
@@ -45,6 +46,12 @@ class ACmix(BaseModule):
             1 (default) is the released code; 2 gives the published parameter counts.
         path_weights: ``'learned'`` (default), ``'complementary'`` or a fixed pair such as
             ``(1, 0)``, see :class:`PathMix`.
+        with_cp: Whether to keep little more than the input for the backward pass, if the input
+            requires a gradient, and to compute the rest again there. On CPUs wide layers, too, then
+            run as one operator, which repeats the projections and the weights of the attention (for
+            its other conditions see :func:`acmix_mm.ops.acmix_layer.cannot_fuse`). Elsewhere the
+            layer is computed twice, and so hooks of its parts are called twice. It adds nothing but
+            time in a block that recomputes its activations anyway. Default: False.
         init_cfg: Initialization config, see :class:`mmengine.model.BaseModule`; applied after the
             layer's own initialization. Default: None.
 
@@ -74,6 +81,7 @@ class ACmix(BaseModule):
         dilation: int = 1,
         num_conv_pairs: int = 1,
         path_weights: PathWeights = 'learned',
+        with_cp: bool = False,
         init_cfg: OptMultiConfig = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -96,6 +104,7 @@ class ACmix(BaseModule):
         self.stride = (stride, stride)
         self.dilation = (dilation, dilation)
         self.padding = (dilation * (kernel_conv // 2),) * 2
+        self.with_cp = with_cp
 
         self.qkv = PointwiseConv(in_channels, 3 * out_channels, chunks=3)
         self.mix = PathMix(path_weights)
@@ -133,6 +142,11 @@ class ACmix(BaseModule):
         """
         if self._is_made_of_its_parts() and self._cannot_fuse(x) is None:
             return self._run_fused(x)
+        if self.with_cp and x.requires_grad:
+            return recompute(self, self._run_parts, x)
+        return self._run_parts(x)
+
+    def _run_parts(self, x: Tensor) -> Tensor:
         q, k, v = (maps.unflatten(1, (self.num_heads, -1)) for maps in self.qkv(x))
         # The convolution path comes first, so that the backward pass, which runs in reverse order,
         # does not hold its gradients while that of the attention takes the most memory.
@@ -150,13 +164,13 @@ class ACmix(BaseModule):
         It does not see hooks, adapters and the like, which parts may have.
         """
         return (
-            self.stride == (1, 1)
-            and type(self.mix) is PathMix
+            type(self.mix) is PathMix
             and 'alpha' in self.mix._parameters
             and type(self.shift_conv) is ShiftConv
             and {'fc_weight', 'kernel'} <= self.shift_conv._parameters.keys()
             and self.shift_conv.fc_bias is None
-            and (self.shift_conv.stride, self.shift_conv.dilation) == (1, self.dilation[0])
+            and self.shift_conv.stride == self.stride[0]
+            and self.shift_conv.dilation == self.dilation[0]
             and type(self.qkv) is type(self.position) is PointwiseConv
             and is_known_by_weights(self.qkv)
             and is_known_by_weights(self.position)
@@ -165,7 +179,8 @@ class ACmix(BaseModule):
 
     def _cannot_fuse(self, x: Tensor) -> str | None:
         reach = self.dilation[0] * (max(self.kernel_att, *self.kernel_size) // 2)
-        return cannot_fuse(reach, x, *self.parameters())
+        parameters = self.parameters()
+        return cannot_fuse(reach, self.stride[0], x, *parameters, save_memory=self.with_cp)
 
     def _run_fused(self, x: Tensor) -> Tensor:
         alpha = self.mix.alpha
@@ -180,6 +195,7 @@ class ACmix(BaseModule):
             kernel,
             alpha,
             self.kernel_att,
+            self.stride[0],
             self.dilation[0],
         )
 

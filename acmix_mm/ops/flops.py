@@ -69,10 +69,10 @@ def _pointwise_conv_backward(
 
 def _acmix_layer(
     x: Shape, weight: Shape, bias: Shape, position: Shape, conv: Shape, alpha: Shape,
-    kernel_size: int, *_: Any, **__: Any,
+    kernel_size: int, *_: Any, out_shape: Sequence[Shape], **__: Any,
 ) -> int:  # fmt: skip
     """The sum of the three operators."""
-    q = [x[0], conv[0], *x[2:]]
+    q = out_shape[0]
     return (
         _pointwise_conv(x, weight)
         + _attention(q, q, q, kernel_size)

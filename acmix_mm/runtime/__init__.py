@@ -15,7 +15,7 @@ from .config import (
 )
 from .distributed import wrap_blocks
 from .mmengine_patches import patch_mmengine
-from .work_dir import locked, locked_folder, newest_checkpoint, resume
+from .work_dir import locked, newest_checkpoint, resume
 
 __all__ = [
     'argument_parser',
@@ -23,7 +23,6 @@ __all__ = [
     'config_parser',
     'load_config',
     'locked',
-    'locked_folder',
     'mistakes_are_one_message',
     'newest_checkpoint',
     'patch_mmengine',

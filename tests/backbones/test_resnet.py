@@ -88,15 +88,16 @@ def test_every_parameter_gets_a_gradient(size):
 def test_checkpointing_changes_nothing():
     x = torch.randn(2, 3, 48, 64)
     results = []
-    for with_cp in (False, True):
-        backbone = randomized(with_cp=with_cp)
+    for with_cp, inside in ((False, False), (True, False), (False, True), (True, True)):
+        backbone = randomized(with_cp=with_cp, acmix_cfg=dict(with_cp=inside))
         outs = backbone(x)
         sum(out.square().mean() for out in outs).backward()
         gradients = [p.grad for p in backbone.parameters()]
         statistics = [b for b in backbone.buffers() if b.is_floating_point()]
         results.append([*outs, *gradients, *statistics])
-    for plain, checkpointed in zip(*results, strict=True):
-        torch.testing.assert_close(checkpointed, plain)
+    for plain, *checkpointed in zip(*results, strict=True):
+        for tensor in checkpointed:
+            torch.testing.assert_close(tensor, plain)
 
 
 @pytest.mark.parametrize('deep_stem', [False, True])

@@ -6,6 +6,7 @@ import torch
 from golden import Golden, noise, relative_error
 from mmengine.model import BaseModule
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from versions import needs_compiler, needs_half_on_cpu
 
 from acmix_mm.layers import ACmix
@@ -149,6 +150,86 @@ def test_autocast_trains():
         loss = layer(torch.randn(2, 16, 12, 13)).float().square().mean()
     loss.backward()
     assert all(p.grad.isfinite().all() and p.grad.dtype == p.dtype for p in layer.parameters())
+
+
+def kept_bytes(layer: ACmix, x: torch.Tensor) -> int:
+    """What a layer keeps for the backward pass beside its parameters and its input."""
+    known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters())}
+    kept = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    return sum(kept.values())
+
+
+def train_once(layer: ACmix, x: torch.Tensor) -> list[torch.Tensor]:
+    """Return the output and all gradients."""
+    x = x.detach().requires_grad_()
+    out = layer(x)
+    return [out, *torch.autograd.grad(out.sin().sum(), [x, *layer.parameters()])]
+
+
+@pytest.mark.parametrize('backend', [*BACKENDS, None])
+@pytest.mark.parametrize(
+    'options',
+    [dict(), dict(stride=2), dict(dilation=2), dict(path_weights=(1, 1)), dict(kernel_att=15)],
+    ids=str,
+)
+def test_recomputation_keeps_the_input_alone_and_changes_nothing(options, backend):
+    plain, layer = (randomized(8, 16, with_cp=with_cp, **options) for with_cp in (False, True))
+    x = torch.randn(2, 8, 13, 11, requires_grad=True)
+    with use_backend(backend) if backend else nullcontext():
+        assert all(map(torch.equal, train_once(layer, x), train_once(plain, x)))
+        assert kept_bytes(plain, x) > 3 * x.nbytes
+        assert kept_bytes(layer, x) == 0
+
+
+@needs_half_on_cpu
+def test_recomputation_under_autocast_changes_nothing():
+    plain, layer = (randomized(8, 16, with_cp=with_cp) for with_cp in (False, True))
+    x = torch.randn(2, 8, 13, 11)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert all(map(torch.equal, train_once(layer, x), train_once(plain, x)))
+
+
+def test_hooks_of_parts_are_called_again_only_in_the_backward_pass():
+    layer, calls = randomized(8, 8, with_cp=True).eval(), []
+    layer.qkv.register_forward_hook(lambda *_: calls.append(None))
+    x = torch.randn(1, 8, 9, 10)
+    layer(x)
+    with torch.no_grad():
+        layer(x.requires_grad_())
+    assert len(calls) == 2
+    layer(x).sum().backward()
+    assert len(calls) == 4
+
+
+def test_recomputation_within_recomputation_changes_nothing():
+    layer, x = randomized(8, 8, with_cp=True), torch.randn(1, 8, 9, 10)
+    x.requires_grad_()
+    out = checkpoint(layer, x, use_reentrant=False)
+    grads = torch.autograd.grad(out.sin().sum(), [x, *layer.parameters()])
+    assert all(map(torch.equal, [out, *grads], train_once(layer, x)))
+
+
+@needs_compiler
+@pytest.mark.parametrize('options', [dict(), dict(path_weights=(1, 1), stride=2)], ids=str)
+def test_recomputation_compiles_for_training_without_graph_breaks(options):
+    layer, x = randomized(8, 8, with_cp=True, **options), torch.randn(1, 8, 9, 10)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
+    expected = train_once(layer, x)
+    x.requires_grad_()
+    out = compiled(x)
+    grads = torch.autograd.grad(out.sin().sum(), [x, *layer.parameters()])
+    for ours, theirs in zip([out, *grads], expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_channels_last():

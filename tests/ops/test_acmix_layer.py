@@ -92,6 +92,12 @@ def results(layer: ACmix, x: Tensor) -> list[Tensor]:
         dict(kernel_att=3, kernel_conv=5, num_heads=4),
         dict(kernel_att=1, kernel_conv=1),
         dict(num_conv_pairs=2, path_weights='complementary', num_heads=1),
+        dict(stride=2),
+        dict(stride=2, dilation=2, kernel_conv=5),
+        dict(stride=2, dilation=3, kernel_att=5, kernel_conv=1),
+        dict(stride=3, kernel_att=1, kernel_conv=1, num_heads=2),  # rows that no window sees
+        dict(stride=5, dilation=2, kernel_att=3),
+        dict(stride=50),
     ],
     ids=str,
 )
@@ -121,6 +127,7 @@ def test_random_layers_equal_the_definition(seed):
         num_heads=heads,
         kernel_conv=kernel_conv,
         dilation=rng.randint(1, most),
+        stride=rng.choice([1, 2, 2, 3, 4]),
     )
     # 45 rows are several bands, and 70 columns more than the projection takes at a time.
     size = rng.choice([1, 2, 9, 13, 24, 45]), rng.choice([1, 3, 8, 16, 21, 70])
@@ -133,8 +140,9 @@ def test_random_layers_equal_the_definition(seed):
         assert (a - b).abs().max() <= 1e-11 * max(1, b.abs().max())
 
 
-def test_gradients_equal_differences():
-    layer = randomized(2, 4, kernel_att=3, num_heads=2)
+@pytest.mark.parametrize('stride', [1, 2])
+def test_gradients_equal_differences(stride):
+    layer = randomized(2, 4, kernel_att=3, num_heads=2, stride=stride)
     x = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
     names = list(dict(layer.named_parameters()))
 
@@ -145,9 +153,10 @@ def test_gradients_equal_differences():
     assert torch.autograd.gradcheck(call, (x, *layer.parameters()))
 
 
+@pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-def test_single_precision_is_as_exact_as_the_parts(dtype):
-    layer = randomized(16, 32, dtype=dtype)
+def test_single_precision_is_as_exact_as_the_parts(dtype, stride):
+    layer = randomized(16, 32, dtype=dtype, stride=stride)
     x = torch.randn(2, 16, 30, 27, dtype=dtype)
     ours = results(layer, x)
     with use_backend('cpu'):
@@ -169,10 +178,12 @@ def test_activation_checkpointing_changes_nothing():
     assert all(map(torch.equal, plain, [out, *grads]))
 
 
-def test_empty_batch_and_other_layouts():
-    layer = randomized(8, 8)
+@pytest.mark.parametrize('stride', [1, 2])
+def test_empty_batch_and_other_layouts(stride):
+    layer, side = randomized(8, 8, stride=stride), -(-9 // stride)
     out, grad_x, *grads = results(layer, torch.empty(0, 8, 9, 9, dtype=torch.float64))
-    assert out.shape == grad_x.shape == (0, 8, 9, 9)
+    assert out.shape == (0, 8, side, side)
+    assert grad_x.shape == (0, 8, 9, 9)
     assert all((grad == 0).all() for grad in grads)
     x = torch.randn(2, 8, 9, 10, dtype=torch.float64)
     strided = x.to(memory_format=torch.channels_last)
@@ -180,9 +191,10 @@ def test_empty_batch_and_other_layouts():
         assert torch.equal(a, b)
 
 
-def test_result_does_not_depend_on_the_number_of_threads():
-    layer, before = randomized(8, 12, num_heads=3, dtype=torch.float32), torch.get_num_threads()
-    x, found = torch.randn(2, 8, 70, 40), []
+@pytest.mark.parametrize('stride', [1, 2])
+def test_result_does_not_depend_on_the_number_of_threads(stride):
+    layer = randomized(8, 12, num_heads=3, dtype=torch.float32, stride=stride)
+    x, found, before = torch.randn(2, 8, 70 * stride, 40), [], torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
@@ -193,14 +205,17 @@ def test_result_does_not_depend_on_the_number_of_threads():
         assert all(map(torch.equal, found[0], other))
 
 
+@pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('capability', ['default', 'avx2'])
-def test_other_instruction_sets(capability):
+def test_other_instruction_sets(capability, stride):
     code = """
+import os
 import torch
 from acmix_mm.layers import ACmix
 from acmix_mm.ops import use_backend
 torch.manual_seed(0)
-layer, x = ACmix(6, 12, num_heads=3), torch.randn(2, 6, 20, 21).requires_grad_()
+layer = ACmix(6, 12, num_heads=3, stride=int(os.environ['STRIDE']))
+x = torch.randn(2, 6, 20, 21).requires_grad_()
 leaves = [x, *layer.parameters()]
 out = layer(x)
 ours = [out, *torch.autograd.grad(out.square().sum(), leaves)]
@@ -210,11 +225,12 @@ with use_backend('reference'):
 for a, b in zip(ours, expected):
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 """
-    run_python(code, ATEN_CPU_CAPABILITY=capability)
+    run_python(code, ATEN_CPU_CAPABILITY=capability, STRIDE=str(stride))
 
 
-def test_training_keeps_little_more_than_the_input():
-    layer, x = ACmix(64, 64), torch.randn(1, 64, 40, 41, requires_grad=True)
+@pytest.mark.parametrize('stride', [1, 2])
+def test_training_keeps_little_more_than_the_input(stride):
+    layer, x = ACmix(64, 64, stride=stride), torch.randn(1, 64, 40, 41, requires_grad=True)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
     kept: dict[int, int] = {}
 
@@ -231,8 +247,9 @@ def test_training_keeps_little_more_than_the_input():
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 @pytest.mark.parametrize('where', [(0, 0), (13, 9), (24, 17)])
-def test_what_is_not_finite_spreads_as_in_the_parts(value, where):
-    layer = randomized(8, 8, dtype=torch.float32)
+@pytest.mark.parametrize('stride', [1, 2])
+def test_what_is_not_finite_spreads_as_in_the_parts(value, where, stride):
+    layer = randomized(8, 8, dtype=torch.float32, stride=stride)
     x = torch.randn(1, 8, 25, 18)
     x[0, 3, where[0], where[1]] = value
     ours = results(layer, x)[:2]
@@ -301,6 +318,8 @@ def test_parts_run_where_one_of_the_same_type_computes_something_else():
     layers[1].shift_conv = ShiftConv(12, 2, 8, dilation=2)
     layers[2].shift_conv.dilation = 3
     layers[3].position = nn.Conv2d(2, 2, 1)
+    layers.append(ACmix(8, 8, stride=2))
+    layers[4].shift_conv.dilation = 2
     for layer in layers:
         assert not runs_fused(layer, x)
         with use_backend('reference'):
@@ -326,6 +345,10 @@ def test_few_bands_run_the_parts(monkeypatch):
     assert runs_fused(layer, torch.randn(1, 8, height, 5))
     assert not runs_fused(layer, torch.randn(1, 8, height - ROWS_OF_A_BAND, 5))
     assert runs_fused(layer, torch.randn(FEWEST_BANDS, 8, 1, 5))
+    # Bands are rows of the result.
+    layer = ACmix(8, 8, stride=2)
+    assert runs_fused(layer, torch.randn(1, 8, 2 * height, 5))
+    assert not runs_fused(layer, torch.randn(1, 8, 2 * (height - ROWS_OF_A_BAND), 5))
 
 
 @pytest.mark.parametrize('operator', [None, *PARTS])
@@ -353,9 +376,7 @@ def test_parts_run_where_calls_are_recorded():
     assert {'pointwise_conv', 'neighborhood_attention', 'shift_conv'} <= set(names.seen)
 
 
-@pytest.mark.parametrize(
-    'options', [dict(stride=2), dict(path_weights=(1, 1)), dict(path_weights=(1, 0))], ids=str
-)
+@pytest.mark.parametrize('options', [dict(path_weights=(1, 1)), dict(path_weights=(1, 0))], ids=str)
 def test_other_layers_run_their_parts(options):
     assert not runs_fused(ACmix(8, 8, **options), torch.randn(1, 8, 9, 10))
 
@@ -376,6 +397,17 @@ def test_wide_layers_run_their_parts_in_training():
     layer.requires_grad_(False)
     assert runs_fused(layer, x)
     assert runs_fused(ACmix(most, 8), x[:, 1:])
+    assert runs_fused(ACmix(most + 1, 8, with_cp=True), x)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_wide_layers_that_save_memory_equal_those_that_do_not(stride):
+    most = MOST_CHANNELS_IN_TRAINING
+    plain, layer = (randomized(most + 4, 8, stride=stride, with_cp=w) for w in (False, True))
+    x = torch.randn(2, most + 4, 20, 9, dtype=torch.float64)
+    assert runs_fused(layer, x)
+    for a, b in zip(results(layer, x), results(plain, x), strict=True):
+        assert (a - b).abs().max() <= 1e-12 * max(1, b.abs().max())
 
 
 def test_wrong_input_is_refused_as_by_the_parts():
@@ -404,18 +436,20 @@ def arguments(dtype: torch.dtype = torch.float64) -> list[Tensor]:
 @needs_opcheck
 def test_registration():
     op, tensors = torch.ops.acmix_mm.acmix_layer_forward.default, arguments()
-    torch.library.opcheck(op, (*tensors, 3, 1, 0.5))
-    out, lse = op(*tensors, 3, 1, 0.5)
-    torch.library.opcheck(
-        torch.ops.acmix_mm.acmix_layer_backward.default,
-        (*(t.detach() for t in (torch.ones_like(out), *tensors, lse)), 3, 1, 0.5),
-        test_utils=['test_schema', 'test_faketensor'],
-    )
+    for stride in (1, 2):
+        torch.library.opcheck(op, (*tensors, 3, stride, 1, 0.5))
+        out, lse = op(*tensors, 3, stride, 1, 0.5)
+        torch.library.opcheck(
+            torch.ops.acmix_mm.acmix_layer_backward.default,
+            (*(t.detach() for t in (torch.ones_like(out), *tensors, lse)), 3, stride, 1, 0.5),
+            test_utils=['test_schema', 'test_faketensor'],
+        )
 
 
 @needs_compiler
-def test_compiles_as_one_operator():
-    layer, x, graphs = ACmix(8, 8), torch.randn(1, 8, 9, 10), []
+@pytest.mark.parametrize('stride', [1, 2])
+def test_compiles_as_one_operator(stride):
+    layer, x, graphs = ACmix(8, 8, stride=stride), torch.randn(1, 8, 9, 10), []
     torch.compiler.reset()
 
     def keep(module: Any, _: Any) -> Any:
@@ -427,12 +461,16 @@ def test_compiles_as_one_operator():
     assert 'acmix_layer_forward' in graphs[0].code
 
 
-def test_public_function_is_the_sum_of_both_paths():
+@pytest.mark.parametrize(('stride', 'dilation'), [(1, 1), (2, 1), (3, 2)])
+def test_public_function_is_the_sum_of_both_paths(stride, dilation):
     x, weight, bias, position, _, alpha = (tensor.detach() for tensor in arguments())
     fc_weight, kernel = torch.randn(2, 9, 6).double(), torch.randn(2, 4, 9, 3, 3).double()
-    out = acmix_layer(x, weight, bias, position, fc_weight, kernel, alpha, 5)
+    geometry = dict(stride=stride, dilation=dilation)
+    out = acmix_layer(x, weight, bias, position, fc_weight, kernel, alpha, 5, **geometry)
     maps = torch.einsum('oc,bchw->bohw', weight, x) + bias.view(-1, 1, 1)
     q, k, v = maps.view(2, 3, 2, 2, 5, 4).unbind(1)
-    attention = neighborhood_attention(q, k - position, v, 5, backend='reference').flatten(1, 2)
-    convolution = shift_conv((q, k, v), fc_weight, None, kernel, backend='reference')
+    geometry['backend'] = 'reference'
+    queries = q[..., ::stride, ::stride]
+    attention = neighborhood_attention(queries, k - position, v, 5, **geometry).flatten(1, 2)
+    convolution = shift_conv((q, k, v), fc_weight, None, kernel, **geometry)
     torch.testing.assert_close(out, alpha * attention + convolution)

@@ -79,7 +79,8 @@ conv_backward = (ops.shift_conv_backward, conv[1] | dict(grad_out=zeros(1, 8, 5,
 ])
 layer = (ops.acmix_layer_forward, dict(
     x=x, qkv_weight=zeros(12, 2), qkv_bias=zeros(12), position=zeros(2, 5, 6),
-    conv_weight=zeros(4, 6, 3, 3), alpha=one, kernel_size=3, dilation=1, scale=0.5), [
+    conv_weight=zeros(4, 6, 3, 3), alpha=one, kernel_size=3, stride=1, dilation=1,
+    scale=0.5), [
     dict(x=zeros(2, 5, 6)), dict(x=zeros(1, 3, 5, 6)), dict(x=zeros(1, 2, 0, 6)), dict(x=x.half()),
     dict(x=x.double()), dict(x=x.long()), dict(x=x.to_sparse()), dict(qkv_weight=zeros(9, 2)),
     dict(qkv_weight=zeros(12, 3)), dict(qkv_weight=zeros(12, 2).double()), dict(qkv_bias=zeros(11)),
@@ -89,12 +90,14 @@ layer = (ops.acmix_layer_forward, dict(
     dict(conv_weight=zeros(5, 6, 3, 3)), dict(conv_weight=zeros(4, 0, 3, 3)),
     dict(conv_weight=zeros(4, 6, 3, 5)), dict(conv_weight=zeros(4, 6, 2, 2)), dict(kernel_size=0),
     dict(kernel_size=4), dict(kernel_size=2**62 + 1), dict(kernel_size=2**22 + 1), dict(dilation=0),
-    dict(dilation=2**62), dict(dilation=2**22),
+    dict(dilation=2**62), dict(dilation=2**22), dict(stride=0), dict(stride=-2),
+    dict(stride=2**25), dict(stride=2**24),
 ])
 layer_backward = (ops.acmix_layer_backward, layer[1] | dict(
     grad_out=zeros(1, 4, 5, 6), lse=map4), [
     dict(grad_out=map4), dict(grad_out=map_), dict(grad_out=zeros(1, 4, 5, 6).double()),
-    dict(lse=zeros(1, 3, 5, 6)), dict(lse=map_), dict(lse=map4.double()), *layer[2],
+    dict(lse=zeros(1, 3, 5, 6)), dict(lse=map_), dict(lse=map4.double()), dict(stride=2),
+    dict(stride=2, grad_out=zeros(1, 4, 3, 3)), dict(stride=2, lse=zeros(1, 2, 3, 3)), *layer[2],
 ])
 count = 0
 for op, good, changes in [

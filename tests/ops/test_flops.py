@@ -83,8 +83,9 @@ def test_attention_is_counted_as_matrix_products(backend):
     assert ours[1] == theirs[1] + theirs[0] // 2
 
 
-def test_layer_is_counted_as_its_parts():
-    layer, shape = ACmix(8, 12), (8, 8, 9, 7)
+@pytest.mark.parametrize('stride', [1, 2])
+def test_layer_is_counted_as_its_parts(stride):
+    layer, shape = ACmix(8, 12, stride=stride), (8, 8, 9, 7)
     position = flops(lambda x: layer.position(x)[0], torch.randn(1, 2, 9, 7))
     projections = 2 * 8 * 63 * 8 * 36
     fused = flops(layer, torch.randn(shape))

@@ -130,7 +130,7 @@ def operators() -> dict[str, tuple]:
             cpu._save_layer,
             (
                 *(random(*shape) for shape in ((2, 3, 4, 5), (12, 3), (12,), (2, 4, 5))),
-                *(random(4, 6, 3, 3), random(1), 3, 1, 0.7),
+                *(random(4, 6, 3, 3), random(1), 3, 2, 1, 0.7),
             ),
         ),
     }

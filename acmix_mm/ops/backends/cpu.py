@@ -97,13 +97,13 @@ def acmix_layer(
     kernel: Tensor,
     alpha: Tensor,
     kernel_size: int,
+    stride: int,
     dilation: int,
 ) -> Tensor:
     """See :func:`acmix_mm.ops.acmix_layer.acmix_layer`."""
-    conv_weight, scale = compose(fc_weight, kernel), len(position) ** -0.5
-    out, _ = torch.ops.acmix_mm.acmix_layer_forward(
-        x, qkv_weight, qkv_bias, position, conv_weight, alpha, kernel_size, dilation, scale
-    )
+    tensors = x, qkv_weight, qkv_bias, position, compose(fc_weight, kernel), alpha
+    scale = len(position) ** -0.5
+    out, _ = torch.ops.acmix_mm.acmix_layer_forward(*tensors, kernel_size, stride, dilation, scale)
     return out
 
 
@@ -144,10 +144,13 @@ def _attention_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | Non
     return *backward(grad, *ctx.saved_tensors, *ctx.window), None, None, None, None
 
 
+def _result_size(sides: Sequence[int], stride: int) -> list[int]:
+    return [(side + stride - 1) // stride for side in sides]
+
+
 def _conv_fake(maps: Sequence[Tensor], weight: Tensor, stride: int, dilation: int) -> Tensor:
     batch_size, _, _, *sides = maps[0].shape
-    size = ((side + stride - 1) // stride for side in sides)
-    return weight.new_empty(batch_size, len(weight), *size)
+    return weight.new_empty(batch_size, len(weight), *_result_size(sides, stride))
 
 
 def _conv_backward_fake(
@@ -196,12 +199,13 @@ def _layer_fake(
     conv_weight: Tensor,
     alpha: Tensor,
     kernel_size: int,
+    stride: int,
     dilation: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    batch_size, _, *size = x.shape
-    channels, heads = len(conv_weight), conv_weight.shape[1] // 3
-    return x.new_empty(batch_size, channels, *size), x.new_empty(batch_size, heads, *size)
+    batch_size, _, *sides = x.shape
+    size, heads = _result_size(sides, stride), conv_weight.shape[1] // 3
+    return x.new_empty(batch_size, len(conv_weight), *size), x.new_empty(batch_size, heads, *size)
 
 
 def _layer_backward_fake(
@@ -214,17 +218,18 @@ def _layer_backward_fake(
     alpha: Tensor,
     lse: Tensor,
     kernel_size: int,
+    stride: int,
     dilation: int,
     scale: float,
 ) -> tuple[Tensor, ...]:
-    batch_size, channels, *size = grad.shape
-    grad_qkv = grad.new_empty(batch_size, 3 * channels, *size)
+    batch_size, _, *size = x.shape
+    grad_qkv = x.new_empty(batch_size, len(qkv_weight), *size)
     return grad_qkv, *(part.new_empty(part.shape) for part in (position, conv_weight, alpha))
 
 
 def _save_layer(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, kernel_size, dilation, scale = inputs
-    ctx.window = kernel_size, dilation, scale
+    *tensors, kernel_size, stride, dilation, scale = inputs
+    ctx.window = kernel_size, stride, dilation, scale
     ctx.save_for_backward(*tensors, output[1])
 
 
@@ -233,7 +238,7 @@ def _layer_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, .
     ops, (x, qkv_weight, *_others) = torch.ops.acmix_mm, saved
     grad_qkv, *grads = ops.acmix_layer_backward(grad, *saved, *ctx.window)
     grad_inputs = ops.pointwise_conv_backward([grad_qkv], x, qkv_weight)
-    return *grad_inputs, *grads, None, None, None
+    return *grad_inputs, *grads, None, None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <tuple>
 #include <vector>
 
@@ -15,7 +16,7 @@
 namespace acmix {
 namespace {
 
-// The sizes of a layer with stride 1, and what is computed of each band of rows.
+// The sizes of a layer, and what is computed of each band of rows.
 struct Geometry {
   BandedShape attention, convolution;
   BandedShape conv_gradient;  // from the gradient of the result to those of q, k and v
@@ -26,6 +27,9 @@ struct Geometry {
   int64_t channels() const { return heads() * head_channels(); }
   int64_t pixels() const { return attention.height * attention.width; }
   int64_t items() const { return attention.batch * attention.bands(); }
+  std::array<int64_t, 4> result_sizes(int64_t channels) const {
+    return {attention.batch, channels, attention.out_height, attention.out_width};
+  }
   int64_t positions() const { return convolution.kernel_size * convolution.kernel_size; }
   // Number of weights of the convolution of one output, and of one group.
   int64_t output_size() const { return convolution.channels * positions(); }
@@ -40,7 +44,7 @@ struct Geometry {
 
 // Number of rows in a band, nearly the same in all of them: a multiple of the 3 rows that kernels
 // process together, few enough for q, k and v to stay in the third-level cache, and for many
-// threads, and enough to read few rows twice. It depends on the height alone.
+// threads, and enough to read few rows twice. It depends on the height of the result alone.
 int64_t rows_of_bands(int64_t height) {
   constexpr int64_t most = 9;
   return ceil_div(ceil_div(height, ceil_div(height, most)), 3) * 3;
@@ -52,7 +56,7 @@ struct Arguments {
 };
 
 // Returns the geometry after checking the arguments.
-Geometry checked_geometry(const char* op, const Arguments& a, int64_t kernel_size,
+Geometry checked_geometry(const char* op, const Arguments& a, int64_t kernel_size, int64_t stride,
                           int64_t dilation) {
   check_tensor(op, "x", a.x, 4);
   const auto type = a.x.scalar_type();
@@ -79,21 +83,29 @@ Geometry checked_geometry(const char* op, const Arguments& a, int64_t kernel_siz
   check_shape(op, "qkv_bias", a.qkv_bias, {3 * channels});
   check_shape(op, "position", a.position, {head_channels, height, width});
   check_shape(op, "alpha", a.alpha, {1});
-  const Window window{kernel_size, 1, dilation}, conv_window{a.conv_weight.size(2), 1, dilation};
+  const Window window{kernel_size, stride, dilation};
+  const Window conv_window{a.conv_weight.size(2), stride, dilation};
   check_window(op, window);
   check_window(op, conv_window);
   TORCH_CHECK(a.conv_weight.size(3) == conv_window.kernel_size, op,
               ": conv_weight must have square kernels, got ", a.conv_weight.sizes());
+  const int64_t out_height = ceil_div(height, stride), out_width = ceil_div(width, stride);
+  const int64_t rows = rows_of_bands(out_height);
   const auto banded = [&](const Window& w, int64_t groups, int64_t inputs) {
-    const BandedShape shape{
-        w, batch, groups, inputs, height, width, height, width, rows_of_bands(height)};
+    const BandedShape shape{w, batch, groups, inputs, height, width, out_height, out_width, rows};
     check_scratch(op, shape);
     return shape;
   };
   // The rows of q, k and v count as channels of one window.
   banded(window.padding() > conv_window.padding() ? window : conv_window, 1, 3 * channels);
-  return {banded(window, heads, head_channels), banded(conv_window, head_channels, maps),
-          banded(conv_window, head_channels, heads), a.x.size(1)};
+  // A strided convolution is undone by a dense one over the gradient with zeros in between. Its
+  // bands are the rows of the input that belong to the bands of the result.
+  const Window dense{conv_window.kernel_size, 1, dilation};
+  return {banded(window, heads, head_channels),
+          banded(conv_window, head_channels, maps),
+          {dense, batch, head_channels, heads, out_height, out_width, height, width,
+           std::min(stride * rows, height)},
+          a.x.size(1)};
 }
 
 template <typename T>
@@ -130,14 +142,15 @@ LayerInput<T> input_of(const Geometry& g, const Arguments& a,
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& qkv_weight,
                                    const Tensor& qkv_bias, const Tensor& position,
                                    const Tensor& conv_weight, const Tensor& alpha,
-                                   int64_t kernel_size, int64_t dilation, double scale) {
+                                   int64_t kernel_size, int64_t stride, int64_t dilation,
+                                   double scale) {
   constexpr const char* op = "acmix_layer_forward";
   const auto g = checked_geometry(op, {x, qkv_weight, qkv_bias, position, conv_weight, alpha},
-                                  kernel_size, dilation);
+                                  kernel_size, stride, dilation);
   const Arguments a{x.contiguous(),        qkv_weight.contiguous(),  qkv_bias.contiguous(),
                     position.contiguous(), conv_weight.contiguous(), alpha};
-  const Tensor out = empty({x.size(0), g.channels(), x.size(2), x.size(3)}, x.options());
-  const Tensor lse = empty({x.size(0), g.heads(), x.size(2), x.size(3)}, x.options());
+  const Tensor out = empty(g.result_sizes(g.channels()), x.options());
+  const Tensor lse = empty(g.result_sizes(g.heads()), x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
     const auto channels = channels_of<scalar_t>(a.x);
     std::vector<Maps<scalar_t>> results;
@@ -174,22 +187,20 @@ void sum_bands(const Geometry& g, const T* from, int64_t groups, int64_t size, T
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& x,
-                                                    const Tensor& qkv_weight,
-                                                    const Tensor& qkv_bias, const Tensor& position,
-                                                    const Tensor& conv_weight, const Tensor& alpha,
-                                                    const Tensor& lse, int64_t kernel_size,
-                                                    int64_t dilation, double scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& qkv_weight, const Tensor& qkv_bias,
+    const Tensor& position, const Tensor& conv_weight, const Tensor& alpha, const Tensor& lse,
+    int64_t kernel_size, int64_t stride, int64_t dilation, double scale) {
   constexpr const char* op = "acmix_layer_backward";
   const auto g = checked_geometry(op, {x, qkv_weight, qkv_bias, position, conv_weight, alpha},
-                                  kernel_size, dilation);
+                                  kernel_size, stride, dilation);
   const auto& shape = g.attention;
   check_tensor(op, "grad_out", grad_out, 4);
   check_dtype(op, "grad_out", grad_out, x.scalar_type());
-  check_shape(op, "grad_out", grad_out, {x.size(0), g.channels(), x.size(2), x.size(3)});
+  check_shape(op, "grad_out", grad_out, g.result_sizes(g.channels()));
   check_tensor(op, "lse", lse, 4);
   check_dtype(op, "lse", lse, x.scalar_type());
-  check_shape(op, "lse", lse, {x.size(0), g.heads(), x.size(2), x.size(3)});
+  check_shape(op, "lse", lse, g.result_sizes(g.heads()));
   const Arguments a{x.contiguous(),        qkv_weight.contiguous(),  qkv_bias.contiguous(),
                     position.contiguous(), conv_weight.contiguous(), alpha};
   const Tensor grad_ = grad_out.contiguous(), lse_ = lse.contiguous();
@@ -210,6 +221,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
     const auto grad_of = [&](int64_t which) {
       return write<scalar_t>(g.by_head(grads.narrow(1, which * g.channels(), g.channels())));
     };
+    auto grad_q = grad_of(0);
+    grad_q.row_stride *= stride;  // the kernels move them within these rows
     const LayerBackward<scalar_t> call{
         input_of<scalar_t>(g, a, channels),
         {shape,
@@ -221,14 +234,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
          read<scalar_t>(g.by_head(grad_)),
          alpha.item<scalar_t>(),
          lse_.const_data_ptr<scalar_t>(),
-         grad_of(0),
+         grad_q,
          grad_of(1),
          grad_of(2),
          partial_alpha.mutable_data_ptr<scalar_t>(),
          halo.mutable_data_ptr<scalar_t>(),
          grad_position.mutable_data_ptr<scalar_t>()},
         // Inputs and outputs are exchanged, and the kernels are rotated by 180 degrees.
-        {g.conv_gradient, 3 * g.heads(), 1, false, true, outputs.data(), maps.data(),
+        {g.conv_gradient, 3 * g.heads(), stride, false, true, outputs.data(), maps.data(),
          a.conv_weight.const_data_ptr<scalar_t>() + g.positions() - 1, g.group_size(),
          g.positions(), g.output_size(), -1},
         {g.convolution, g.heads(), false, nullptr, outputs.data(),
@@ -253,12 +266,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
 TORCH_LIBRARY_FRAGMENT(acmix_mm, library) {
   library.def(
       "acmix_layer_forward(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor position, "
-      "Tensor conv_weight, Tensor alpha, int kernel_size, int dilation, float scale) "
+      "Tensor conv_weight, Tensor alpha, int kernel_size, int stride, int dilation, float scale) "
       "-> (Tensor out, Tensor lse)");
   library.def(
       "acmix_layer_backward(Tensor grad_out, Tensor x, Tensor qkv_weight, Tensor qkv_bias, "
       "Tensor position, Tensor conv_weight, Tensor alpha, Tensor lse, int kernel_size, "
-      "int dilation, float scale) -> (Tensor grad_qkv, Tensor grad_position, "
+      "int stride, int dilation, float scale) -> (Tensor grad_qkv, Tensor grad_position, "
       "Tensor grad_conv_weight, Tensor grad_alpha)");
 }
 

@@ -21,7 +21,7 @@ class ProjectedRows {
       : input_(input),
         projection_(input.projection),
         shape_(shape),
-        rows_held_(rows_read(shape, input.reach)),
+        rows_held_(round_up(rows_read(shape, input.reach), shape.stride)),
         channel_(row_distance<T>(rows_held_ * shape.width)),
         block_(projection_) {
     rows_memory_.add(&rows_, projection_.results_count * channel_);
@@ -37,17 +37,23 @@ class ProjectedRows {
     }
   }
 
+  // Number of rows from the first query of a band to the last.
+  static int64_t rows_of_queries(const BandedShape& shape) {
+    return shape.stride * (shape.band_rows() - 1) + 1;
+  }
+
   // The largest number of rows that a band reads.
   static int64_t rows_read(const BandedShape& shape, int64_t reach) {
-    const int64_t rows = shape.band_rows() + 2 * reach;
+    const int64_t rows = rows_of_queries(shape) + 2 * reach;
     return rows < shape.height ? rows : shape.height;
   }
 
   // Computes the rows that band `index` of an image reads.
   void load(int64_t image, int64_t index) {
-    const int64_t begin = index * shape_.band_rows(), end = begin + shape_.band_rows();
+    const int64_t begin = shape_.stride * shape_.band_rows() * index;
+    const int64_t end = begin + rows_of_queries(shape_) + input_.reach;
     const int64_t first = begin > input_.reach ? begin - input_.reach : 0;
-    const int64_t last = end + input_.reach < shape_.height ? end + input_.reach : shape_.height;
+    const int64_t last = end < shape_.height ? end : shape_.height;
     const bool overlaps = image == image_ && first < last_;
     image_ = image;
     for (int64_t row = overlaps ? last_ : first; row < last;) {
@@ -59,10 +65,15 @@ class ProjectedRows {
     last_ = last;
   }
 
-  // Sets q, k and v of a call of the attention.
+  // Sets q, k and v of a call of the attention. Its queries are `stride` pixels apart, which
+  // divides the number of rows held: a row of queries has the same place whichever rows are
+  // counted.
   template <typename Attention>
   void give(Attention& attention) const {
     attention.q = maps_[0];
+    attention.q.row_stride *= shape_.stride;
+    attention.q.column_stride *= shape_.stride;
+    attention.q.rows_held /= shape_.stride;
     attention.k = maps_[shape_.groups];
     attention.v = maps_[2 * shape_.groups];
   }
@@ -119,19 +130,42 @@ void layer_forward(const LayerForward<T>& call, int64_t begin, int64_t end) {
   }
 }
 
+// Moves the gradients of queries, which the band wrote to the beginnings of their rows, to where
+// the queries were read. The other pixels are no queries.
+template <typename T>
+void spread_queries(const AttentionBackward<T>& attention, const Band& band) {
+  const BandedShape& s = attention.shape;
+  const Maps<T>& queries = attention.grad_q;
+  for (int64_t n = 0; n < s.groups * s.channels; ++n) {
+    T* row = queries.image(band.batch, n / s.channels) + n % s.channels * queries.channel_stride +
+             s.own_begin(band) * s.width;
+    for (int64_t y = s.own_begin(band); y < s.own_end(band); ++y, row += s.width) {
+      if (y % s.stride != 0) {
+        std::memset(row, 0, s.width * sizeof(T));
+        continue;
+      }
+      for (int64_t x = s.out_width - 1; x >= 0; --x) {  // none is overwritten before it is moved
+        const int64_t place = s.stride * x, next = place + s.stride;
+        const T value = row[x];
+        for (int64_t i = place; i < next && i < s.width; ++i) row[i] = 0;
+        row[place] = value;
+      }
+    }
+  }
+}
+
 // Minus the sum over the heads of what the band wrote to the gradients of its keys.
 template <typename T>
 void sum_position(const AttentionBackward<T>& attention, const Band& band) {
   const BandedShape& s = attention.shape;
   const Maps<T>& keys = attention.grad_k;
+  const int64_t first = s.own_begin(band), pixels = (s.own_end(band) - first) * s.width;
   for (int64_t c = 0; c < s.channels; ++c) {
-    T* to = attention.grad_position +
-            ((band.batch * s.channels + c) * s.height + band.first_row) * s.width;
-    std::memset(to, 0, band.rows * s.width * sizeof(T));
+    T* to = attention.grad_position + ((band.batch * s.channels + c) * s.height + first) * s.width;
+    std::memset(to, 0, pixels * sizeof(T));
     for (int64_t n = 0; n < s.groups; ++n) {
-      const T* from =
-          keys.image(band.batch, n) + c * keys.channel_stride + band.first_row * keys.row_stride;
-      for (int64_t x = 0; x < band.rows * s.width; ++x) to[x] -= from[x];
+      const T* from = keys.image(band.batch, n) + c * keys.channel_stride + first * keys.row_stride;
+      for (int64_t x = 0; x < pixels; ++x) to[x] -= from[x];
     }
   }
 }
@@ -153,7 +187,9 @@ void layer_backward(const LayerBackward<T>& call, int64_t begin, int64_t end) {
     for (int64_t n = 0; n < attention.shape.groups; ++n) {
       attend.run((image * attention.shape.groups + n) * bands + index);
     }
-    sum_position(attention, attention.shape.band(image * attention.shape.groups * bands + index));
+    const Band band = attention.shape.band(image * attention.shape.groups * bands + index);
+    if (attention.shape.stride > 1) spread_queries(attention, band);
+    sum_position(attention, band);
     for (int64_t g = 0; g < groups; ++g) {
       convolve.run((image * groups + g) * bands + index);
       differentiate.run((image * groups + g) * bands + index);

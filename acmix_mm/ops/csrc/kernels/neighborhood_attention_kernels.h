@@ -610,10 +610,8 @@ class BackwardBand : AttentionBand<T> {
 
   // The band's own rows of dk and dv, and the halo's, both with the reflected columns folded in.
   void write_keys(int64_t item) {
-    const int64_t padding = shape_.padding(), stride = shape_.stride;
-    const int64_t first = stride * band_.first_row;
-    const int64_t next = stride * (band_.first_row + band_.rows);
-    const int64_t own = (next < shape_.height ? next : shape_.height) - first;
+    const int64_t padding = shape_.padding();
+    const int64_t first = shape_.own_begin(band_), own = shape_.own_end(band_) - first;
     const int64_t key_rows = shape_.covered_rows(band_.rows);
     const T* grads[] = {grad_k_, grad_v_};
     const Maps<T>* maps[] = {&call_.grad_k, &call_.grad_v};
@@ -674,8 +672,7 @@ void attention_fold_halo(const AttentionBackward<T>& call, int64_t begin, int64_
     for (int64_t n = 0; n < s.groups * s.bands(); ++n) {
       const int64_t item = image * s.groups * s.bands() + n;
       const Band band = s.band(item);
-      const int64_t first = s.stride * band.first_row, own = s.stride * band.rows;
-      const int64_t next = first + own < s.height ? first + own : s.height;
+      const int64_t first = s.own_begin(band), next = s.own_end(band);
       const int64_t key_rows = s.covered_rows(band.rows);
       for (int which = 0; which < 2; ++which) {
         T* to = maps[which]->image(band.batch, band.group) + c * maps[which]->channel_stride;

@@ -72,6 +72,13 @@ struct BandedShape : Window {
     const int64_t first_row = item % count * size, left = out_height - first_row;
     return {item / count / groups, item / count % groups, first_row, left < size ? left : size};
   }
+
+  // Every row of the maps belongs to one band, those between windows too: [own_begin, own_end).
+  INLINE int64_t own_begin(const Band& band) const { return stride * band.first_row; }
+  INLINE int64_t own_end(const Band& band) const {
+    const int64_t next = stride * (band.first_row + band.rows);
+    return next < height ? next : height;
+  }
 };
 
 }  // namespace acmix
