@@ -24,6 +24,7 @@ from .ops import (
     neighborhood_attention,
     pointwise_conv,
     shift_conv,
+    window_attention,
 )
 
 
@@ -217,6 +218,13 @@ def _shift_conv(
     return macs, out_shape
 
 
+def _window_attention(
+    qkv: Tensor, bias: Tensor, window_size: int, *_: Any, **__: Any
+) -> tuple[int, Sequence[int]]:
+    """Count one logit and one weighted value per pixel of the window and channel."""
+    return 2 * qkv.numel() // 3 * window_size**2, (*qkv.shape[:3], *qkv.shape[4:])
+
+
 def _first(tensors: Tensor | Sequence[Tensor]) -> Tensor:
     return tensors if isinstance(tensors, Tensor) else tensors[0]
 
@@ -231,6 +239,7 @@ _FORMULAS: dict[Callable, Callable[..., tuple[int, Sequence[int]]]] = {
     neighborhood_attention: _attention,
     neighborhood_aggregation: _aggregation,
     shift_conv: _shift_conv,
+    window_attention: _window_attention,
 }
 # torch 2.13 has formulas for the attention kernels of GPUs only. torch 2.1 has no other kernels.
 _KERNEL_ON_CPU = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)

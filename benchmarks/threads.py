@@ -56,6 +56,15 @@ def calls(generator: torch.Generator) -> list[Call]:
         random(1),
         *(*window, 0.5),
     )
+    side, rows, columns = draw(1, 8), draw(1, 5), draw(1, 5)
+    qkv = random(batch, rows * side, columns * side, 3, heads, depth)
+    windows = (
+        qkv,
+        random(heads, side**2, side**2),
+        random(draw(1, rows), side, side),
+        random(draw(1, columns), side, side),
+    )
+    window_grad, window_lse = ops.window_attention_forward(*windows, side, 0.5)
     layer_grad, layer_lse = ops.acmix_layer_forward(*layer)
     return [
         partial(ops.neighborhood_attention_forward, q, k, v, *window, 0.5),
@@ -64,6 +73,8 @@ def calls(generator: torch.Generator) -> list[Call]:
         lambda: _flat(ops.shift_conv_backward(conv_grad, maps, weight, stride, dilation)),
         partial(ops.pointwise_conv_forward, x, pointwise, random(6), 3),
         partial(ops.pointwise_conv_backward, grads, x, pointwise),
+        partial(ops.window_attention_forward, *windows, side, 0.5),
+        partial(ops.window_attention_backward, window_grad, *windows, window_lse, side, 0.5),
         partial(ops.acmix_layer_forward, *layer),
         partial(ops.acmix_layer_backward, layer_grad, *layer[:6], layer_lse, *layer[6:]),
     ]

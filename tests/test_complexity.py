@@ -1,6 +1,7 @@
 import re
 import runpy
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,13 @@ from torch import nn
 
 from acmix_mm.backbones import ACmixResNet, ACmixSwin
 from acmix_mm.complexity import measure_complexity
-from acmix_mm.layers import ACmix, PatchwiseACmix, ShiftConv, SpatialReductionACmix
+from acmix_mm.layers import (
+    ACmix,
+    PatchwiseACmix,
+    ShiftConv,
+    SpatialReductionACmix,
+    WindowACmix,
+)
 from acmix_mm.ops import available_backends, pointwise_conv, use_backend
 
 PIXELS = 12 * 20
@@ -75,6 +82,20 @@ def test_spatial_reduction_layer(device):
     attention = 2 * PIXELS * few * 16
     path = conv_path(PIXELS, maps=6, map_channels=8, channels=16)
     assert complexity.macs == projections + reduction + attention + path
+
+
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+@pytest.mark.parametrize('backend', [None, *available_backends('window_attention')])
+def test_window_layer(backend, device):
+    if (backend, device) == ('cpu', 'meta'):
+        pytest.skip('the kernels need tensors on the CPU')
+    with torch.device(device):
+        layer = WindowACmix(16, num_heads=2, window_size=4, shift_size=2)
+        with use_backend(backend, 'window_attention') if backend else nullcontext():
+            complexity = measure_complexity(layer, torch.empty(1, 12, 20, 16))
+    attention = 2 * PIXELS * 16 * 16
+    path = conv_path(PIXELS, maps=6, map_channels=8, channels=16)
+    assert complexity.macs == PIXELS * 16 * (48 + 16) + attention + path
 
 
 def test_patchwise_layer():

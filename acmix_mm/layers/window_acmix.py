@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.released import PATHS, accept_released_names
-from ..ops.attention import scaled_dot_product_attention
+from ..ops import window_attention
 from ..ops.checks import check_odd, check_positive
 from ..ops.open_sizes import sizes_are_open
 from ..ops.size_cache import cached_per_size
 from ..ops.torch_compat import register_load_state_dict_pre_hook
-from ..ops.transforms import transforms_active
 from .base_module import BaseModule
 from .fx import leaf_of_fx
 from .path_mix import PathMix
@@ -246,62 +245,31 @@ class WindowACmix(BaseModule):
         Returns:
             Tensor: ``(B, H', W', C)``, rolled.
         """
-        rows, columns = (length // self.window_size for length in qkv.shape[1:3])
-        qkv = qkv.unflatten(1, (rows, -1)).unflatten(3, (columns, -1))
-        qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_channels))
-        bias = self._position_bias()
-        if masks := self._axis_masks(size, shifts, bias):
-            # Masks of rows are empty but for the last windows. So the other rows share the biases
-            # of one row; a bias for each window would take more memory than the map.
-            row_masks, column_masks = masks
-            last = rows if sizes_are_open(size) else min(rows, 2 if self.mask_padding else 1)
-            bias = bias + column_masks[:, None, None, :, None, :]
-            last_bias = bias + row_masks[-last:, None, None, :, None, :, None]
-            parts = [self._attend_windows(qkv[:, rows - last :], last_bias)]
-            if rows > last:
-                parts.insert(0, self._attend_windows(qkv[:, : rows - last], bias))
-            out = torch.cat(parts, 1)
-        else:
-            out = self._attend_windows(qkv, bias)
-        return self.proj(out.flatten(5, 6).flatten(3, 4).flatten(1, 2))
-
-    def _attend_windows(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """Attention in windows.
-
-        Args:
-            qkv: ``(B, rows, M, columns, M, 3, N, D)``.
-            bias: Summand of the logits, ``(N, M, M, M, M)``, after axes for the columns, or the
-                rows and columns, of windows if it depends on them.
-
-        Returns:
-            Tensor: ``(B, rows, M, columns, M, N, D)``.
-        """
-        side, columns = qkv.shape[2:4]
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6)  # 3, B, rows, columns, N, pixels, D
-        bias = bias.to(qkv.dtype).flatten(-2).flatten(-3, -2)
-        # The fused kernels take four axes: those of the bias are the heads, the others the batch.
-        q, k, v = qkv.flatten(1, 6 - bias.dim()).flatten(2, -3).unbind()
-        out = _attention(
-            q,
-            k,
-            v,
-            bias.flatten(0, -3).unsqueeze(0),
-            self.attn_drop_rate if self.training else 0.0,
+        bias = self._position_bias().to(qkv.dtype)
+        out = window_attention(
+            qkv.unflatten(-1, (3, self.num_heads, self.head_channels)),
+            bias,
+            self.window_size,
+            self._axis_masks(size, shifts, bias),
             self.scale,
+            self.attn_drop_rate if self.training else 0.0,
         )
-        out = out.reshape(-1, qkv.shape[2], columns, self.num_heads, side, side, self.head_channels)
-        return out.permute(0, 1, 4, 2, 5, 3, 6)
+        return self.proj(out.flatten(-2))
 
     def _position_bias(self) -> Tensor:
-        """(N, M, M, M, M): rows of q, columns of q, rows of k, columns of k."""
+        """(N, M * M, M * M), for queries and keys."""
         table: Tensor = self.relative_position_bias_table
         bias = table[_relative_position_index(self.window_size, table.device)]
-        return bias.T.unflatten(1, (self.window_size,) * 4)
+        return bias.T.unflatten(1, (self.window_size**2,) * 2)
 
     def _axis_masks(
         self, size: Sequence[int], shifts: Shifts, bias: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        """Masks over the rows and over the columns, see :func:`_axis_mask`, if any."""
+        """Masks over the rows and over the columns, see :func:`_axis_mask`, if any.
+
+        Only the last windows have any: the shift mixes the last one, and padding may leave its
+        pixels in the last two. They are cut out where a graph is not recorded for open sizes.
+        """
         side = self.window_size
         padded = sizes_are_open(size) or any(length % side for length in size)
         if not _shifted(shifts) and not (self.mask_padding and padded):
@@ -310,28 +278,14 @@ class WindowACmix(BaseModule):
             _axis_mask(length, side, shift, self.mask_padding, bias.dtype, bias.device)
             for length, shift in zip(size, shifts, strict=True)
         )
-        return rows, columns
+        if sizes_are_open(size):
+            return rows, columns
+        last = 2 if self.mask_padding else 1
+        return rows[-last:], columns[-last:]
 
     def _reset_attention_bias(self) -> None:
         if self.mix.uses_attention:
             nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-
-
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, drop_rate: float, scale: float
-) -> Tensor:
-    """Compute attention of four-dimensional tensors by a fused kernel wherever torch has one.
-
-    On CPUs no fused kernel of torch 2.13 differentiates the bias. Its fallback makes more passes
-    over the logits than the formula below, because it guards against fully masked rows; there are
-    none here, since a pixel always sees itself.
-    """
-    learned = torch.is_grad_enabled() and bias.requires_grad
-    if q.device.type == 'cpu' and learned and not transforms_active():
-        logits = scale * q @ k.transpose(-2, -1)
-        logits += bias
-        return F.dropout(logits.softmax(-1), drop_rate) @ v
-    return scaled_dot_product_attention(q, k, v, bias, drop_rate, scale)
 
 
 # Not a buffer: the weights of a layer on the meta device can be loaded or initialized, but a buffer

@@ -12,6 +12,7 @@ from .functional import (
     neighborhood_attention,
     pointwise_conv,
     shift_conv,
+    window_attention,
 )
 from .projection import Projection
 
@@ -23,4 +24,5 @@ __all__ = [
     'pointwise_conv',
     'shift_conv',
     'use_backend',
+    'window_attention',
 ]

@@ -99,6 +99,33 @@ def check_neighborhood_aggregation(weights: Tensor, v: Tensor, kernel_size: int)
         )
 
 
+def check_window_attention(
+    qkv: Tensor, bias: Tensor, window_size: int, masks: tuple[Tensor, Tensor] | None
+) -> None:
+    """Raise ValueError or TypeError unless the arguments fit together."""
+    op = 'window_attention'
+    check_positive(of=op, window_size=window_size)
+    named = {} if masks is None else dict(zip(('row_masks', 'column_masks'), masks, strict=True))
+    _check_alike(op, qkv=qkv, bias=bias, **named)
+    fits = qkv.dim() == 6 and qkv.shape[3] == 3 and 0 not in qkv.shape[1:]
+    if not fits or any(length % window_size for length in qkv.shape[1:3]):
+        raise ValueError(
+            f'{op}: qkv must be a non-empty (B, H, W, 3, N, D) with H and W multiples of '
+            f'window_size={window_size}, got {tuple(qkv.shape)}'
+        )
+    expected = (qkv.shape[4], window_size**2, window_size**2)
+    if bias.shape != expected:
+        raise ValueError(f'{op}: bias must have shape {expected}, got {tuple(bias.shape)}')
+    for (name, mask), length in zip(named.items(), qkv.shape[1:3], strict=False):
+        most = length // window_size
+        fits = mask.dim() == 3 and mask.shape[1:] == (window_size, window_size)
+        if not fits or not 1 <= mask.shape[0] <= most:
+            raise ValueError(
+                f'{op}: {name} must be (A, {window_size}, {window_size}) with A from 1 to the '
+                f'{most} windows along this axis, got {tuple(mask.shape)}'
+            )
+
+
 def check_pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor, chunks: int) -> None:
     """Raise ValueError or TypeError unless the arguments fit together."""
     op = 'pointwise_conv'

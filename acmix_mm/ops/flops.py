@@ -67,6 +67,19 @@ def _pointwise_conv_backward(
     return 2 * _pointwise_conv(x, weight)
 
 
+def _window_attention(
+    qkv: Shape, bias: Shape, row_masks: Any, column_masks: Any, window_size: int, *_: Any, **__: Any
+) -> int:
+    """As neighborhood attention: a query sees as many pixels as a window has."""
+    q = [prod(qkv) // 3]
+    return _attention(q, q, q, window_size)
+
+
+def _window_attention_backward(grad: Shape, *others: Any, **__: Any) -> int:
+    window_size = next(other for other in others if isinstance(other, int))  # first after tensors
+    return _attention_backward(grad, grad, grad, grad, window_size)
+
+
 def _acmix_layer(
     x: Shape, weight: Shape, bias: Shape, position: Shape, conv: Shape, alpha: Shape,
     kernel_size: int, *_: Any, out_shape: Sequence[Shape], **__: Any,
@@ -96,5 +109,6 @@ _FORMULAS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {
     'neighborhood_attention': (_attention, _attention_backward),
     'shift_conv': (_shift_conv, _shift_conv_backward),
     'pointwise_conv': (_pointwise_conv, _pointwise_conv_backward),
+    'window_attention': (_window_attention, _window_attention_backward),
     'acmix_layer': (_acmix_layer, _acmix_layer_backward),
 }

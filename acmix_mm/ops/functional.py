@@ -186,3 +186,54 @@ def pointwise_conv(
     """
     checks.check_pointwise_conv(x, weight, bias, chunks)
     return run('pointwise_conv', backend, x, weight, bias, chunks)
+
+
+@overridable
+@autocast_to_lower_precision()
+def window_attention(
+    qkv: Tensor,
+    bias: Tensor,
+    window_size: int,
+    masks: tuple[Tensor, Tensor] | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Attention in windows that divide a map, with a bias for each pair of their pixels.
+
+    ``out[i] = sum_j softmax_j(scale * q[i] . k[j] + bias[i, j]) v[j]``, j over the window that
+    contains pixel i. This is the attention path of Swin-ACmix (Liu et al., "Swin Transformer",
+    ICCV 2021, Eq. 4), which shifts its windows by rolling the map: ``masks`` keep apart what
+    rolling brings together.
+
+    Args:
+        qkv: Queries, keys and values as a linear projection writes them, ``(B, H, W, 3, N, D)``,
+            N heads of D channels; H and W are multiples of ``window_size``.
+        bias: ``(N, M * M, M * M)``, for queries and keys; the pixels of a window are taken row by
+            row.
+        window_size: Window side M in pixels.
+        masks: What is added to the logits besides, for the rows and for the columns of the pixels
+            of a window. A pair of ``(A, M, M)`` and ``(A', M, M)``, for the rows, or columns, of
+            queries and of keys in the last A rows and the last A' columns of windows. None
+            (default) for no masks.
+        scale: Factor of ``q . k``; ``D ** -0.5`` if None.
+        dropout_p: Dropout probability of the attention weights. Default: 0.
+        backend: One of ``available_backends('window_attention')``, or None as for
+            :func:`neighborhood_attention`.
+
+    Returns:
+        Tensor: ``(B, H, W, N, D)``.
+
+    Raises:
+        ValueError: Shapes or ``window_size`` do not fit, or there is no such backend.
+        TypeError: The tensors are not floating point, or their dtypes or devices differ.
+        RuntimeError: The backend asked for cannot run on these arguments or was not built.
+
+    Examples:
+        >>> import torch
+        >>> window_attention(torch.randn(2, 14, 21, 3, 4, 8), torch.randn(4, 49, 49), 7).shape
+        torch.Size([2, 14, 21, 4, 8])
+    """
+    checks.check_window_attention(qkv, bias, window_size, masks)
+    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+    return run('window_attention', backend, qkv, bias, window_size, masks, scale, dropout_p)

@@ -32,7 +32,8 @@ LAYERS = [
 
 @needs_compiler
 @pytest.mark.parametrize(
-    'backends', [['reference'], *(['tiled', b, 'matmul', 'shifted'] for b in ('dense', 'composed'))]
+    'backends',
+    [['reference'], *(['tiled', b, 'matmul', 'shifted', 'sdpa'] for b in ('dense', 'composed'))],
 )
 @pytest.mark.parametrize(('make', 'shape'), LAYERS)
 def test_exported_graph_is_torchs_own(make, shape, backends):

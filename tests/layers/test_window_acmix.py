@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from versions import needs_compiler, needs_fused_attention, needs_half_on_cpu
 
 from acmix_mm.layers import WindowACmix
-from acmix_mm.ops import shift_conv
+from acmix_mm.ops import available_backends, shift_conv, use_backend
 
 
 def randomized(*args, **kwargs) -> WindowACmix:
@@ -233,13 +233,31 @@ def test_compiles():
 
 
 @pytest.mark.parametrize('mask_padding', [False, True])
-def test_training_computes_what_inference_does(mask_padding):
-    """On CPUs one is a formula and the other a fused kernel."""
+@pytest.mark.parametrize('backend', available_backends('window_attention'))
+def test_training_computes_what_inference_does(mask_padding, backend):
+    """By `sdpa`, on CPUs one is a formula and the other a fused kernel."""
     layer = randomized(12, 3, shift_size=3, mask_padding=mask_padding).double()
     x = torch.randn(2, 9, 15, 12, dtype=torch.float64)
-    with torch.no_grad():
-        expected = layer(x)
-    torch.testing.assert_close(layer(x), expected)
+    with use_backend(backend, 'window_attention'):
+        with torch.no_grad():
+            expected = layer(x)
+        torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize('options', [{}, dict(mask_padding=True), dict(shift_small_maps=True)])
+@pytest.mark.parametrize('size', [(9, 15), (7, 7), (3, 20), (30, 22)])
+def test_gradients_are_those_of_the_definition(options, size):
+    layer = randomized(12, 3, shift_size=3, **options).double()
+    leaf = torch.randn(2, *size, 12, dtype=torch.float64).requires_grad_()
+    leaves = [leaf, *layer.parameters()]
+    grads = []
+    for backend in available_backends('window_attention'):
+        with use_backend(backend, 'window_attention'):
+            grads.append(torch.autograd.grad(layer(leaf).square().sum(), leaves))
+    for other in grads[:-1]:
+        for ours, expected in zip(other, grads[-1], strict=True):
+            scale = expected.abs().max().item()
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12 * max(scale, 1))
 
 
 def test_convolution_path_reads_the_projections_in_place():
@@ -267,7 +285,7 @@ class LargestBias(TorchDispatchMode):
 @pytest.mark.parametrize(('mask_padding', 'rows'), [(False, 1), (True, 2)])
 def test_biases_of_shifted_windows_are_shared(mask_padding, rows):
     layer = randomized(8, 2, window_size=4, shift_size=2, mask_padding=mask_padding)
-    with torch.no_grad(), LargestBias() as largest:
+    with torch.no_grad(), LargestBias() as largest, use_backend('sdpa'):
         layer(torch.randn(1, 31, 19, 8))  # 8 x 5 windows
     assert largest.elements == rows * 5 * 2 * 4**4
 
@@ -276,7 +294,7 @@ def test_biases_of_shifted_windows_are_shared(mask_padding, rows):
 @pytest.mark.parametrize('shift_size', [0, 3])
 def test_attention_runs_fused(shift_size):
     layer = randomized(32, 2, shift_size=shift_size)
-    with torch.no_grad(), torch.profiler.profile() as profile:
+    with torch.no_grad(), torch.profiler.profile() as profile, use_backend('sdpa'):
         layer(torch.randn(2, 14, 21, 32))
     names = {event.key for event in profile.key_averages()}
     assert 'aten::_scaled_dot_product_flash_attention_for_cpu' in names

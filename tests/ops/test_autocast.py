@@ -16,6 +16,7 @@ from acmix_mm.ops import (
     neighborhood_attention,
     pointwise_conv,
     shift_conv,
+    window_attention,
 )
 
 OPERATORS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
@@ -40,6 +41,10 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         lambda *tensors, backend: torch.cat(pointwise_conv(*tensors, 2, backend=backend)),
         [(1, 3, 5, 6), (4, 3), (4,)],
     ),
+    'window_attention': (
+        lambda qkv, bias, *masks, backend: window_attention(qkv, bias, 2, masks, backend=backend),
+        [(1, 4, 6, 3, 2, 5), (2, 4, 4), (1, 2, 2), (1, 2, 2)],
+    ),
 }
 # Tensors of shift_conv that it takes in single precision: all weights.
 IN_SINGLE_PRECISION = (2, 3, 4, 6, 7)
@@ -47,8 +52,9 @@ CASES = [
     pytest.param(name, backend, id=f'{name}-{backend}')
     for name in OPERATORS
     for backend in (None, *available_backends(name))
-    # Interpreted Triton has no bfloat16, and the compiled projections have single precision only.
-    if backend != 'triton' and (name, backend) != ('pointwise_conv', 'cpu')
+    # Interpreted Triton has no bfloat16, and some compiled operators have single precision only.
+    if backend != 'triton'
+    and (name, backend) not in (('pointwise_conv', 'cpu'), ('window_attention', 'cpu'))
 ]
 DTYPES = [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpu)]
 

@@ -8,7 +8,7 @@ from convolution_path import project_and_convolve
 from torch import Tensor, nn
 from versions import needs_compiler
 
-from acmix_mm.ops import available_backends, neighborhood_attention
+from acmix_mm.ops import available_backends, neighborhood_attention, window_attention
 
 pytestmark = needs_compiler
 
@@ -24,10 +24,20 @@ def convolve(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
     return lambda *t: project_and_convolve(*t, stride=2, backend=backend), tensors
 
 
+def attend_in_windows(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    tensors = [torch.randn(s).requires_grad_() for s in ((1, 4, 6, 3, 2, 5), (2, 4, 4))]
+    masks = torch.randn(2, 1, 2, 2).unbind()
+    return lambda *t: window_attention(*t, 2, masks, backend=backend), tensors
+
+
 # Triton's kernels have tests of their own: here they run only where there is a GPU.
 CASES = [
     pytest.param(make, backend, id=f'{name}-{backend}')
-    for make, name in ((attend, 'neighborhood_attention'), (convolve, 'shift_conv'))
+    for make, name in (
+        (attend, 'neighborhood_attention'),
+        (convolve, 'shift_conv'),
+        (attend_in_windows, 'window_attention'),
+    )
     for backend in available_backends(name)
     if backend != 'triton'
 ]

@@ -99,9 +99,35 @@ layer_backward = (ops.acmix_layer_backward, layer[1] | dict(
     dict(lse=zeros(1, 3, 5, 6)), dict(lse=map_), dict(lse=map4.double()), dict(stride=2),
     dict(stride=2, grad_out=zeros(1, 4, 3, 3)), dict(stride=2, lse=zeros(1, 2, 3, 3)), *layer[2],
 ])
+windows = (ops.window_attention_forward, dict(
+    qkv=zeros(1, 4, 6, 3, 2, 5), bias=zeros(2, 4, 4), row_masks=None, column_masks=zeros(1, 2, 2),
+    window_size=2, scale=0.5), [
+    dict(qkv=zeros(4, 6, 3, 2, 5)), dict(qkv=zeros(1, 4, 6, 2, 2, 5)), dict(window_size=0),
+    dict(qkv=zeros(1, 4, 5, 3, 2, 5)), dict(qkv=zeros(1, 3, 6, 3, 2, 5)), dict(window_size=3),
+    dict(qkv=zeros(1, 4, 6, 3, 2, 0)), dict(qkv=zeros(1, 4, 6, 3, 0, 5)), dict(window_size=-2),
+    dict(qkv=zeros(1, 0, 6, 3, 2, 5)), dict(qkv=zeros(1, 4, 6, 3, 2, 5).half()),
+    dict(qkv=zeros(1, 4, 6, 3, 2, 5).double()), dict(qkv=zeros(1, 4, 6, 3, 2, 5).long()),
+    dict(qkv=zeros(1, 4, 6, 3, 2, 5).to_sparse()), dict(bias=zeros(2, 4)),
+    dict(bias=zeros(3, 4, 4)), dict(bias=zeros(2, 4, 5)), dict(bias=zeros(2, 4, 4).double()),
+    dict(row_masks=zeros(3, 2, 2)), dict(row_masks=zeros(1, 2, 3)), dict(row_masks=zeros(2, 2)),
+    dict(column_masks=zeros(1, 2, 2).double()), dict(column_masks=zeros(4, 2, 2)),
+    dict(window_size=2**62),
+    # Sizes of scratch memory that are refused.
+    dict(qkv=one.expand(1, 256, 256, 3, 2, 1), bias=one.expand(2, 2**16, 2**16), column_masks=None,
+         window_size=256),
+    dict(qkv=one.expand(1, 16, 16, 3, 2, 2**24), bias=zeros(2, 256, 256), column_masks=None,
+         window_size=16),
+])
+windows_backward = (ops.window_attention_backward, windows[1] | dict(
+    grad_out=zeros(1, 4, 6, 2, 5), lse=zeros(6, 2, 4)), [
+    dict(grad_out=zeros(1, 4, 6, 2, 4)), dict(grad_out=zeros(1, 4, 6, 10)), dict(lse=zeros(6, 2)),
+    dict(grad_out=zeros(1, 4, 6, 2, 5).double()), dict(lse=zeros(6, 2, 5)),
+    dict(lse=zeros(6, 2, 4).double()), *windows[2],
+])
 count = 0
 for op, good, changes in [
-    attention, backward, pointwise, pointwise_backward, conv, conv_backward, layer, layer_backward
+    attention, backward, pointwise, pointwise_backward, conv, conv_backward, layer, layer_backward,
+    windows, windows_backward,
 ]:
     op(**good)
     for change in changes:
@@ -118,7 +144,7 @@ print(count)
 
 def test_bad_input_is_an_error_not_a_crash():
     count = int(run_python(CODE).stdout.split()[-1])
-    assert count >= 160
+    assert count >= 215
 
 
 @pytest.mark.parametrize(
@@ -198,6 +224,27 @@ def test_shift_conv_reads_any_strides(geometry):
     assert_same_for_any_strides(gradients, [grad, *maps, weight])
 
 
+@pytest.mark.parametrize('size', [(1, 1), (5, 1), (1, 20), (9, 13)])
+def test_shift_conv_reads_maps_with_channels_innermost(size):
+    """They are rearranged within the operator, which keeps them as they are."""
+    forward, backward = (
+        torch.ops.acmix_mm.shift_conv_forward,
+        torch.ops.acmix_mm.shift_conv_backward,
+    )
+    maps = torch.randn(2, *size, 3, 4).permute(0, 3, 4, 1, 2).requires_grad_()
+    weight, grad = torch.randn(8, 3, 3, 3), torch.randn(2, *size, 8).permute(0, 3, 1, 2)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
+        out = forward([maps], weight, 1, 1)
+    assert maps.data_ptr() in {tensor.data_ptr() for tensor in kept}
+    near = maps.detach().contiguous()
+    assert torch.equal(out, forward([near], weight, 1, 1))
+    (grad_maps,), grad_weight = backward(grad, [maps.detach()], weight, 1, 1)
+    (expected,), expected_weight = backward(grad.contiguous(), [near], weight, 1, 1)
+    assert torch.equal(grad_maps, expected)
+    assert torch.equal(grad_weight, expected_weight)
+
+
 def test_pointwise_conv_reads_any_strides():
     forward = torch.ops.acmix_mm.pointwise_conv_forward
     backward = torch.ops.acmix_mm.pointwise_conv_backward
@@ -210,6 +257,18 @@ def test_pointwise_conv_reads_any_strides():
     )
     assert_same_for_any_strides(
         lambda a, b, x, weight: backward([a, b], x, weight), [grad, grad, x, weight]
+    )
+
+
+@pytest.mark.parametrize('masks', [(None, None), (torch.zeros(1, 4, 4), torch.ones(2, 4, 4))])
+def test_window_attention_reads_any_strides(masks):
+    forward = torch.ops.acmix_mm.window_attention_forward
+    backward = torch.ops.acmix_mm.window_attention_backward
+    qkv, bias, grad, lse = (2, 8, 12, 3, 2, 4), (2, 16, 16), (2, 8, 12, 2, 4), (12, 2, 16)
+    assert_same_for_any_strides(lambda *t: forward(*t, *masks, 4, 0.5), [qkv, bias])
+    assert_same_for_any_strides(
+        lambda grad, qkv, bias, lse: backward(grad, qkv, bias, *masks, lse, 4, 0.5),
+        [grad, qkv, bias, lse],
     )
 
 
@@ -229,3 +288,8 @@ def test_empty_batch():
     assert grad_x.shape == x.shape
     assert torch.equal(grad_weight, torch.zeros_like(weight))
     assert torch.equal(grad_bias, torch.zeros(6))
+    qkv, bias = torch.zeros(0, 4, 6, 3, 2, 5), torch.ones(2, 4, 4)
+    out, lse = ops.window_attention_forward(qkv, bias, None, None, 2, 0.5)
+    grad_qkv, grad_bias = ops.window_attention_backward(out, qkv, bias, None, None, lse, 2, 0.5)
+    assert grad_qkv.shape == qkv.shape
+    assert torch.equal(grad_bias, torch.zeros_like(bias))

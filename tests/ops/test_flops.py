@@ -21,6 +21,7 @@ from acmix_mm.ops import (
     pointwise_conv,
     shift_conv,
     use_backend,
+    window_attention,
 )
 from acmix_mm.ops.backends import cpu
 from acmix_mm.ops.torch_compat import register_flop_formula
@@ -79,6 +80,17 @@ def test_attention_is_counted_as_matrix_products(backend):
     rows, keys, values = (torch.randn(2 * 30, n, 4) for n in (1, 9, 9))
     theirs = flops(lambda q, k, v: (q @ k.mT).softmax(-1) @ v, rows, keys, values)
     assert ours[0] == theirs[0] == 2 * 2 * 2 * 4 * 30 * 9
+    # The backward pass computes the logits again.
+    assert ours[1] == theirs[1] + theirs[0] // 2
+
+
+def test_attention_in_windows_is_counted_as_matrix_products():
+    tensors = torch.randn(2, 6, 9, 3, 4, 5), torch.randn(4, 9, 9)
+    ours, theirs = (
+        flops(lambda *t, name=name: window_attention(*t, 3, backend=name), *tensors)
+        for name in ('cpu', 'reference')
+    )
+    assert ours[0] == theirs[0] == 2 * 2 * 2 * 54 * 4 * 5 * 9
     # The backward pass computes the logits again.
     assert ours[1] == theirs[1] + theirs[0] // 2
 

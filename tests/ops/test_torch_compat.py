@@ -125,6 +125,11 @@ def operators() -> dict[str, tuple]:
             cpu._save_pointwise,
             (random(2, 3, 4, 5), random(4, 3), random(4), 2),
         ),
+        'window_attention': (
+            cpu._window_backward,
+            cpu._save_window,
+            (random(1, 4, 6, 3, 2, 5), random(2, 4, 4), None, None, 2, 0.7),
+        ),
         'acmix_layer': (
             cpu._layer_backward,
             cpu._save_layer,

@@ -16,6 +16,7 @@ from acmix_mm.ops import (
     neighborhood_aggregation,
     neighborhood_attention,
     pointwise_conv,
+    window_attention,
 )
 
 COMPILED = ('cpu', 'triton')
@@ -37,6 +38,11 @@ def project(*tensors: Tensor, backend: str | None) -> Tensor:
     return torch.cat(pointwise_conv(*tensors, 2, backend=backend), 1)
 
 
+def attend_in_windows(*tensors: Tensor, backend: str | None) -> Tensor:
+    masks = torch.zeros(2, 1, 2, 2, dtype=torch.float64).unbind()
+    return window_attention(*tensors, 2, masks, backend=backend)
+
+
 # The function of each operator and the shapes of its tensors.
 OPERATORS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     'neighborhood_attention': (attend, [(2, 1, 2, 2, 2), *[(2, 1, 2, 3, 4)] * 2]),
@@ -46,6 +52,7 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         [(2, 2, 3, 2), (6, 2), (6,), (1, 9, 3), (1, 9), (1, 4, 9, 3, 3)],
     ),
     'pointwise_conv': (project, [(2, 3, 2, 3), (4, 3), (4,)]),
+    'window_attention': (attend_in_windows, [(1, 2, 4, 3, 1, 2), (1, 4, 4)]),
 }
 OF_TORCH = [
     pytest.param(name, backend, id=f'{name}-{backend}')

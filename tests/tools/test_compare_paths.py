@@ -233,14 +233,14 @@ def test_runs_with_other_options_are_not_mixed(tool_module, tmp_path, monkeypatc
 
 def test_one_command_in_a_work_dir(tool_module, tmp_path):
     """A second one would overwrite results.csv without the runs of the first one."""
-    code = '''
+    code = """
 import sys
 from pathlib import Path
 from acmix_mm.runtime.work_dir import locked_folder
 with locked_folder(Path(sys.argv[1])):
     print(flush=True)
     input()
-'''
+"""
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], **pipes) as other:
         other.stdout.readline()

@@ -53,6 +53,22 @@ def cannot_run_in_one_precision(*arguments: Any) -> str | None:
     return cannot_run(*arguments)
 
 
+def cannot_attend_in_windows(
+    qkv: Tensor,
+    bias: Tensor,
+    window_size: int,
+    masks: tuple[Tensor, Tensor] | None,
+    scale: float,
+    dropout_p: float,
+) -> str | None:
+    """Return why the attention in windows cannot take these arguments, or None if it can."""
+    if dropout_p > 0:
+        return 'it has no dropout of attention weights'
+    if any(mask.requires_grad for mask in masks or ()):
+        return 'it has no gradients of masks'
+    return cannot_run_in_one_precision(qkv, bias, *(masks or ()))
+
+
 def neighborhood_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int, scale: float
 ) -> Tensor:
@@ -83,9 +99,23 @@ def shift_conv(
         # One more map, of ones inside the image and zeros in the padding, carries the bias.
         weight = torch.cat([weight, compose(fc_bias.unsqueeze(-1), kernel)], 1)
     maps = complete_maps(maps, projection, fc_weight.shape[-1])
-    # Copy once: the kernels need unit stride along rows.
-    near = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in maps]
-    return torch.ops.acmix_mm.shift_conv_forward(near, weight.to(maps[0].dtype), stride, dilation)
+    weight = weight.to(maps[0].dtype)
+    return torch.ops.acmix_mm.shift_conv_forward([*maps], weight, stride, dilation)
+
+
+def window_attention(
+    qkv: Tensor,
+    bias: Tensor,
+    window_size: int,
+    masks: tuple[Tensor, Tensor] | None,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """See :func:`acmix_mm.ops.window_attention`."""
+    out, _ = torch.ops.acmix_mm.window_attention_forward(
+        qkv, bias, *(masks or (None, None)), window_size, scale
+    )
+    return out
 
 
 def acmix_layer(
@@ -189,6 +219,37 @@ def _save_pointwise(ctx: Any, inputs: tuple, output: Sequence[Tensor]) -> None:
 def _pointwise_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     backward = torch.ops.acmix_mm.pointwise_conv_backward
     return *backward(grads, *ctx.saved_tensors), None
+
+
+def _window_fake(
+    qkv: Tensor,
+    bias: Tensor,
+    row_masks: Tensor | None,
+    column_masks: Tensor | None,
+    window_size: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    batch_size, height, width, _, *heads = qkv.shape
+    windows = batch_size * (height // window_size) * (width // window_size)
+    lse = qkv.new_empty(windows, heads[0], window_size**2)
+    return qkv.new_empty(batch_size, height, width, *heads), lse
+
+
+def _window_backward_fake(
+    grad: Tensor, qkv: Tensor, bias: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
+
+
+def _save_window(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, window_size, scale = inputs
+    ctx.window = window_size, scale
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _window_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    backward = torch.ops.acmix_mm.window_attention_backward
+    return *backward(grad, *ctx.saved_tensors, *ctx.window), None, None, None, None
 
 
 def _layer_fake(
@@ -295,6 +356,13 @@ if MISSING is None:
         backward_fake=_pointwise_backward_fake,
         save=_save_pointwise,
         backward=_pointwise_backward,
+    )
+    _register(
+        'window_attention',
+        fake=_window_fake,
+        backward_fake=_window_backward_fake,
+        save=_save_window,
+        backward=_window_backward,
     )
     _register(
         'acmix_layer',

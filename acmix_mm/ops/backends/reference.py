@@ -68,6 +68,32 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor, chunks: int) -> tupl
     return F.conv2d(x, weight[..., None, None], bias).chunk(chunks, 1)
 
 
+def window_attention(
+    qkv: Tensor,
+    bias: Tensor,
+    window_size: int,
+    masks: tuple[Tensor, Tensor] | None,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """See :func:`acmix_mm.ops.window_attention`."""
+    sides = (window_size, window_size)
+    windows = qkv.unflatten(1, (-1, window_size)).unflatten(3, (-1, window_size))
+    q, k, v = windows.unbind(5)  # (B, rows, M, columns, M, N, D)
+    logits = scale * torch.einsum('brycxnd,bricjnd->brcnyxij', q, k)
+    logits = logits + bias.unflatten(-1, sides).unflatten(-3, sides)
+    if masks is not None:
+        row_masks, column_masks = (
+            F.pad(mask, (0, 0, 0, 0, count - mask.shape[0], 0))
+            for mask, count in zip(masks, logits.shape[1:3], strict=True)
+        )
+        logits = logits + row_masks[:, None, None, :, None, :, None]
+        logits = logits + column_masks[:, None, None, :, None, :]
+    weights = F.dropout(logits.flatten(-2).softmax(-1), dropout_p).unflatten(-1, sides)
+    out = torch.einsum('brcnyxij,bricjnd->brycxnd', weights.to(v.dtype), v)
+    return out.flatten(3, 4).flatten(1, 2)
+
+
 def neighborhood_aggregation(weights: Tensor, v: Tensor, kernel_size: int) -> Tensor:
     """See :func:`acmix_mm.ops.neighborhood_aggregation`."""
     windows = _windows(v.unflatten(1, (-1, weights.shape[1])), kernel_size, 1, 1)

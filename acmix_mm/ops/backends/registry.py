@@ -12,7 +12,7 @@ import torch
 
 from ..overrides import tensors_of
 from ..torch_compat import is_compiling
-from . import composed, cpu, dense, matmul, portable, reference, shifted, tiled, triton
+from . import composed, cpu, dense, matmul, portable, reference, sdpa, shifted, tiled, triton
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,11 @@ OPERATORS: dict[str, dict[str, Backend]] = {
         'matmul': Backend(matmul.pointwise_conv, matmul.cannot_run),
         'reference': Backend(reference.pointwise_conv, reference.cannot_run),
     },
+    'window_attention': {
+        'cpu': Backend(cpu.window_attention, cpu.cannot_attend_in_windows, _cpu_missing),
+        'sdpa': Backend(sdpa.window_attention, sdpa.cannot_run),
+        'reference': Backend(reference.window_attention, reference.cannot_run),
+    },
 }
 
 # For graphs that other programs run, and while torch records one for ONNX: torch's own operators,
@@ -89,6 +94,7 @@ PORTABLE = {
     'neighborhood_aggregation': 'portable',
     'shift_conv': 'composed',
     'pointwise_conv': 'reference',
+    'window_attention': 'sdpa',
 }
 
 # The backends that `use_backend` has set, by operator. A plain dict: torch.compile follows it.
@@ -99,8 +105,8 @@ def available_backends(operator: str) -> tuple[str, ...]:
     """Return the names of an operator's backends in this installation, best first.
 
     Args:
-        operator: ``'neighborhood_attention'``, ``'neighborhood_aggregation'``, ``'shift_conv'`` or
-            ``'pointwise_conv'``.
+        operator: ``'neighborhood_attention'``, ``'neighborhood_aggregation'``, ``'shift_conv'``,
+            ``'pointwise_conv'`` or ``'window_attention'``.
 
     Raises:
         ValueError: There is no such operator.

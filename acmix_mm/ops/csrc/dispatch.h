@@ -13,6 +13,7 @@
 #include "kernels/neighborhood_attention.h"
 #include "kernels/pointwise_conv.h"
 #include "kernels/shift_conv.h"
+#include "kernels/window_attention.h"
 
 namespace acmix {
 
@@ -27,6 +28,8 @@ namespace acmix {
   PointwiseKernels<T> pointwise_kernels(); \
   template <typename T>                    \
   LayerKernels<T> layer_kernels();         \
+  template <typename T>                    \
+  WindowKernels<T> window_kernels();       \
   }
 
 // The instruction set that torch's own kernels use. The environment variable ATEN_CPU_CAPABILITY
@@ -62,6 +65,11 @@ PointwiseKernels<T> pointwise_kernels() {
 template <typename T>
 LayerKernels<T> layer_kernels() {
   ACMIX_CHOOSE(layer_kernels)
+}
+
+template <typename T>
+WindowKernels<T> window_kernels() {
+  ACMIX_CHOOSE(window_kernels)
 }
 
 #undef ACMIX_DECLARE

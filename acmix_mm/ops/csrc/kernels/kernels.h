@@ -22,6 +22,7 @@ PRAGMA(GCC target(TARGET))
 #include "neighborhood_attention_kernels.h"
 #include "pointwise_conv_kernels.h"
 #include "shift_conv_kernels.h"
+#include "window_attention_kernels.h"
 
 namespace acmix::ISA {
 
@@ -45,6 +46,11 @@ LayerKernels<T> layer_kernels() {
   return {layer_forward<T>, layer_backward<T>};
 }
 
+template <typename T>
+WindowKernels<T> window_kernels() {
+  return {window_forward<T>, window_backward<T>};
+}
+
 template AttentionKernels<float> attention_kernels<float>();
 template AttentionKernels<double> attention_kernels<double>();
 template ConvKernels<float> conv_kernels<float>();
@@ -53,6 +59,8 @@ template PointwiseKernels<float> pointwise_kernels<float>();
 template PointwiseKernels<double> pointwise_kernels<double>();
 template LayerKernels<float> layer_kernels<float>();
 template LayerKernels<double> layer_kernels<double>();
+template WindowKernels<float> window_kernels<float>();
+template WindowKernels<double> window_kernels<double>();
 
 }  // namespace acmix::ISA
 

@@ -19,8 +19,6 @@ namespace acmix::ISA {
 constexpr int COLUMNS = VECTOR_REGISTERS >= 32 ? 7 : 4;
 constexpr int CHANNELS = VECTOR_REGISTERS >= 32 ? 8 : 4;
 
-constexpr double LOG2_E = 1.4426950408889634;
-
 // Weighted sums over rows `first` <= m < `last` of `source`: row i of the result takes part in
 // those with begin <= m - i < end, with the weights at i * weight_row + m * weight_source +
 // weight_tap.

@@ -75,6 +75,8 @@ INLINE T sum(Vec<T> value) {
   return total;
 }
 
+constexpr double LOG2_E = 1.4426950408889634;
+
 // 2^x for x <= 0 or barely above, results below 2^-126 rounded up to it.
 INLINE Vec<float> exp2(Vec<float> x) {
   typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
