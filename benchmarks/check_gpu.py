@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The parts of a group run at the same time: they check, or fill the caches of compilers. Seconds.
 TOGETHER = (
     *(f'warm-{stage}' for stage in range(4)), 'warm-flex', 'tiny', 'correct-0', 'correct-1',
-    'correct-2', 'correct-half', 'correct-other', 'layers',
+    'correct-2', 'correct-half', 'correct-other', 'correct-layer', 'layers',
 )  # fmt: skip
 GROUPS: tuple[dict[str, int], ...] = (
     {'machine': 60}, dict.fromkeys(TOGETHER, 150), {'attention': 60}, {'conv': 60}, {'layer': 90},
@@ -58,6 +58,7 @@ def _parts() -> dict[str, Callable[..., Any]]:
         **{f'correct-{i}': attention(checks.CASES[i::3], 'fp32') for i in range(3)},
         'correct-half': attention(half, 'fp16', 'bf16', 'fp64'),
         'correct-other': checks.check_other_operators,
+        'correct-layer': checks.check_one_operator,
         'layers': checks.check_layers,
         'attention': timings.attention,
         **{f'warm-{i}': partial(timings.attention, only=i) for i in range(4)},

@@ -4,8 +4,9 @@
     python -m benchmarks.count_sass [--capabilities 80 90] [--dtypes float16 float32 tf32]
                                     [--depths 16 32 64 128]
 
-The kernels of neighborhood attention with windows of 7x7 pixels are compiled with the ``ptxas``
-that Triton ships, and disassembled. The command prints a table of
+The kernels of neighborhood attention with windows of 7x7 pixels, alone and as parts of a layer that
+is one operator, are compiled with the ``ptxas`` that Triton ships, and disassembled. The command
+prints a table of
 
 * the registers of a thread, and the bytes of stack to which it spills more of them,
 * the shared memory of a tile,
@@ -24,6 +25,7 @@ import subprocess
 import tempfile
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -34,7 +36,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from acmix_mm.ops.backends import triton_kernels
+from acmix_mm.layers import ACmix
+from acmix_mm.ops.backends import triton_kernels, triton_layer
 from acmix_mm.runtime.markdown import table
 
 KERNEL_SIZE, HEADS, PIXELS_OF_TILE = 7, 4, 64
@@ -81,7 +84,8 @@ class Kernel(NamedTuple):
     Attributes:
         name: Name of the kernel.
         compiled: What Triton returns.
-        blocks: How many blocks of pixels a strip meets, see ``triton_kernels``.
+        blocks: How many blocks of pixels a strip meets, see ``triton_kernels``; 0 for kernels that
+            are not of attention.
     """
 
     name: str
@@ -89,34 +93,82 @@ class Kernel(NamedTuple):
     blocks: int
 
 
-def compile_kernels(
+def compile_attention(
     size: tuple[int, int], depth: int, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> list[Kernel]:
-    """Compile the kernels of a forward and a backward pass for q, k, v of one projection.
+    """Compile the kernels of attention alone, forward and backward.
 
     Args:
         size: Height and width of the image in pixels.
         depth: Channels D of a head.
-        dtype: Data type of q, k and v.
-        memory_format: Memory format of the projection.
+        dtype: Data type of the maps.
+        memory_format: Memory format of the projections.
     """
+    with _compiling() as kernels:
+        projection = torch.empty(1, 3 * HEADS * depth, *size, dtype=dtype)
+        chunks = projection.to(memory_format=memory_format).chunk(3, 1)
+        q, k, v = (triton_kernels.arrange(maps.unflatten(1, (HEADS, depth))) for maps in chunks)
+        window = (KERNEL_SIZE, 1, 1, depth**-0.5)
+        out, lse = triton_kernels.run_forward(q, k, v, *window)
+        triton_kernels.run_backward(out, q, k, v, out, lse, *window)
+    return kernels
+
+
+def compile_layer(
+    size: tuple[int, int], depth: int, dtype: torch.dtype, memory_format: torch.memory_format
+) -> list[Kernel]:
+    """Compile all kernels of a layer that is one operator, forward and backward.
+
+    Args:
+        size: Height and width of the image in pixels.
+        depth: Channels D of a head.
+        dtype: Data type of the input; the weights are in float32.
+        memory_format: Memory format of the input.
+    """
+    with _compiling() as kernels:
+        layer = ACmix(HEADS * depth, HEADS * depth, KERNEL_SIZE, HEADS)
+        x = torch.empty(1, HEADS * depth, *size, dtype=dtype).to(memory_format=memory_format)
+        geometry: list[Any] = [KERNEL_SIZE, 1, 1]
+        tensors: list[Any] = [x, *layer.weights_of_one_operator()]
+        out, *kept = triton_layer.run_forward(*[*tensors, *geometry, True])
+        triton_layer.run_backward(out, *tensors, *kept, *geometry)
+    return [kernel._replace(name=f'{kernel.name}, layer') for kernel in kernels]
+
+
+@contextmanager
+def _compiling() -> Iterator[list[Kernel]]:
+    """Context in which Triton kernels are compiled and not run."""
     kernels: list[Kernel] = []
 
     def compile_only(function: Any, *args: Any, warmup: bool, **kwargs: Any) -> None:
-        blocks = 1
-        for axis in ('ROWS', 'COLUMNS'):
-            blocks *= -(-kwargs[f'SPAN_{axis}'] // kwargs[f'BLOCK_{axis}'])
         compiled = run(function, *args, warmup=True, **kwargs)
-        kernels.append(Kernel(function.__name__.strip('_'), compiled, blocks))
+        kernels.append(Kernel(function.__name__.strip('_'), compiled, _count_blocks(kwargs)))
 
     run = triton.JITFunction.run
-    projection = torch.zeros(1, 3 * HEADS * depth, *size, dtype=dtype, requires_grad=True)
-    chunks = projection.to(memory_format=memory_format).chunk(3, 1)
-    q, k, v = (maps.unflatten(1, (HEADS, depth)) for maps in chunks)
-    with mock.patch.object(triton.JITFunction, 'run', compile_only):
-        out = triton_kernels.neighborhood_attention(q, k, v, KERNEL_SIZE, 1, 1, depth**-0.5)
-        out.backward(torch.zeros_like(out))
-    return kernels
+    with (
+        torch.device('meta'),
+        mock.patch.object(triton.JITFunction, 'run', compile_only),
+        mock.patch.object(triton_kernels, 'has_data', return_value=True),
+        mock.patch.object(triton_layer, 'has_data', return_value=True),
+        mock.patch.object(torch.nn.functional, 'conv2d', _convolve),
+    ):
+        yield kernels
+
+
+def _count_blocks(constants: dict[str, Any]) -> int:
+    if 'SPAN_ROWS' not in constants:
+        return 0
+    rows, columns = (
+        -(-constants[f'SPAN_{axis}'] // constants[f'BLOCK_{axis}']) for axis in ('ROWS', 'COLUMNS')
+    )
+    return rows * columns
+
+
+def _convolve(x: torch.Tensor, *args: Any) -> torch.Tensor:
+    """Convolve in the memory format of x, as on a GPU."""
+    channels_last = x.stride(1) == 1
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.conv2d(x, *args).contiguous(memory_format=memory_format)
 
 
 class Code:
@@ -204,7 +256,7 @@ def _next(i: int, instruction: str, labels: dict[str, int]) -> Iterator[int]:
 
 
 def rows(capability: int, dtype: str, memory_format: str, depth: int) -> Iterator[tuple[str, ...]]:
-    """Yield a row of the table for each kernel.
+    """Yield a row of the table for each kernel of attention.
 
     Args:
         capability: Compute capability of the GPU, times 10.
@@ -215,11 +267,12 @@ def rows(capability: int, dtype: str, memory_format: str, depth: int) -> Iterato
     data_type, precision = DTYPES[dtype]
     torch.set_float32_matmul_precision(precision)
     triton.runtime.driver.set_active(AbsentGPU(capability))
-    of_sizes = [
-        compile_kernels(size, depth, data_type, getattr(torch, memory_format)) for size in SIZES
-    ]
+    case = depth, data_type, getattr(torch, memory_format)
+    of_sizes = [[*compile_attention(size, *case), *compile_layer(size, *case)] for size in SIZES]
     for same in zip(*of_sizes, strict=True):
         name, compiled, blocks = same[0]
+        if not blocks:
+            continue
         code = disassemble(compiled.asm['cubin'])
         threads = 32 * compiled.metadata.num_warps
         executed = threads * code.count_executed(blocks) / (PIXELS_OF_TILE * KERNEL_SIZE**2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.released import SLIDING_WINDOW, accept_released_names
-from ..ops import neighborhood_attention
+from ..ops import gpu_layer, neighborhood_attention
 from ..ops.acmix_layer import acmix_layer, cannot_fuse
 from ..ops.checks import check_odd, check_positive
 from ..ops.size_cache import cached_per_size
@@ -143,7 +143,16 @@ class ACmix(BaseModule):
         if self._is_made_of_its_parts() and self._cannot_fuse(x) is None:
             return self._run_fused(x)
         if self.with_cp and x.requires_grad:
-            return recompute(self, self._run_parts, x)
+            return recompute(self, self._run_unfused, x)
+        return self._run_unfused(x)
+
+    def _run_unfused(self, x: Tensor) -> Tensor:
+        # The type of the device comes first: elsewhere nothing else is asked in each call.
+        if x.device.type in gpu_layer.DEVICES and self._is_made_of_its_parts():
+            weights: Any = self.weights_of_one_operator()
+            if gpu_layer.cannot_run(x, *weights) is None:
+                sizes: Any = (self.kernel_att, self.stride[0], self.dilation[0])
+                return gpu_layer.gpu_layer(x, *weights, *sizes)
         return self._run_parts(x)
 
     def _run_parts(self, x: Tensor) -> Tensor:
@@ -198,6 +207,17 @@ class ACmix(BaseModule):
             self.stride[0],
             self.dilation[0],
         )
+
+    def weights_of_one_operator(self) -> tuple[Tensor, ...]:
+        """Return the weights of :func:`acmix_mm.ops.gpu_layer.gpu_layer`, in its order."""
+        qkv, conv, position = self.qkv, self.shift_conv, self.position
+        alpha, beta = self.mix.alpha, self.mix.convolution_weight()
+        assert isinstance(alpha, Tensor), 'the weights of the paths are learned'
+        assert isinstance(beta, Tensor), 'the weights of the paths are learned'
+        return (
+            qkv.weight.flatten(1), qkv.bias, conv.fc_weight, conv.kernel, beta,
+            position.weight.flatten(1), position.bias, alpha,
+        )  # fmt: skip
 
     def _position(self, maps: Tensor) -> Tensor:
         """(..., H, W) -> (1, D, H, W)."""

@@ -56,16 +56,23 @@ def cannot_fuse(
     if few:
         return f'it has fewer than {FEWEST_BANDS} bands of rows to share among threads'
     tensors = (x, *parameters)
-    if not all(is_chosen_automatically(operator) for operator in PARTS):
-        return 'a backend of one of its parts was chosen'
-    if is_exporting() or has_torch_function(tensors):
-        return 'the calls of its parts are recorded'
+    if (reason := parts_are_wanted(*tensors)) is not None:
+        return reason
     if autocast_dtype(x.device.type) is not None:
         return 'autocast casts the inputs of its parts'
     trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if trains and not save_memory and x.shape[1] > MOST_CHANNELS_IN_TRAINING:
         return f'training is slower with more than {MOST_CHANNELS_IN_TRAINING} channels'
     return cpu.cannot_run_in_one_precision(*tensors)
+
+
+def parts_are_wanted(*tensors: Tensor) -> str | None:
+    """Return why one operator would be noticed in the place of the three, or None if it is not."""
+    if not all(is_chosen_automatically(operator) for operator in PARTS):
+        return 'a backend of one of its parts was chosen'
+    if is_exporting() or has_torch_function(tensors):
+        return 'the calls of its parts are recorded'
+    return None
 
 
 def acmix_layer(

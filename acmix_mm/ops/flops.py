@@ -105,10 +105,36 @@ def _acmix_layer_backward(
     )
 
 
+def _dense_acmix_layer(
+    x: Shape, weight: Shape, bias: Shape, fc: Shape, kernel: Shape, beta: Shape, position: Shape,
+    position_bias: Shape, alpha: Shape, kernel_size: int, *_: Any, out_shape: Any, **__: Any,
+) -> int:  # fmt: skip
+    """The projection, the attention, and a convolution of the input."""
+    out = out_shape[0]
+    return (
+        _pointwise_conv(x, weight)
+        + _attention(out, out, out, kernel_size)
+        + _shift_conv([x], [out[1], x[1], *kernel[2:]], out_shape=out)
+    )
+
+
+def _dense_acmix_layer_backward(
+    grad: Shape, x: Shape, weight: Shape, bias: Shape, fc: Shape, kernel: Shape, *others: Any,
+    **_: Any,
+) -> int:  # fmt: skip
+    """The gradients of the same."""
+    return (
+        2 * _pointwise_conv(x, weight)
+        + _attention_backward(grad, grad, grad, grad, *others)
+        + 2 * _shift_conv([x], [grad[1], x[1], *kernel[2:]], out_shape=grad)
+    )
+
+
 _FORMULAS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {
     'neighborhood_attention': (_attention, _attention_backward),
     'shift_conv': (_shift_conv, _shift_conv_backward),
     'pointwise_conv': (_pointwise_conv, _pointwise_conv_backward),
     'window_attention': (_window_attention, _window_attention_backward),
     'acmix_layer': (_acmix_layer, _acmix_layer_backward),
+    'dense_acmix_layer': (_dense_acmix_layer, _dense_acmix_layer_backward),
 }

@@ -19,8 +19,9 @@ from acmix_mm.ops import (
     shift_conv,
     use_backend,
 )
+from acmix_mm.ops.gpu_layer import gpu_layer
 
-from .device import FORMS, TOLERANCES, Measurements, Record, Setting, errors
+from .device import DTYPES, FORMS, TOLERANCES, Measurements, Record, Setting, errors
 
 # B, N, D, H, W, kernel size, stride, dilation
 CASES = [
@@ -36,6 +37,14 @@ CASES = [
     (3, 4, 16, 50, 67, 7, 1, 1),
     (1, 1, 160, 9, 9, 7, 1, 1),
     (0, 2, 16, 8, 8, 7, 1, 1),
+]
+# C_in, N, D, H, W, kernel size, stride, dilation
+LAYERS = [
+    (16, 4, 4, 17, 23, 7, 1, 1),
+    (130, 2, 33, 12, 10, 7, 1, 1),
+    (20, 2, 20, 9, 13, 5, 2, 1),
+    (24, 1, 128, 11, 8, 3, 2, 2),
+    (8, 2, 16, 1, 2, 7, 1, 1),
 ]
 TINY = [(1, 1, 16, 9, 10, 7, 1, 1), (1, 1, 20, 11, 6, 5, 2, 3)]
 
@@ -178,6 +187,40 @@ def _layer_errors(
     (x,) = setting.random('fp32', shape)
     doubles = [x.detach().double().requires_grad_(), *definition.parameters()]
     return errors(ours, exact, [x, *module.parameters()], 10 * TOLERANCES[kind], doubles)
+
+
+def check_one_operator(setting: Setting) -> Measurements:
+    """Check layers that are one operator, in both memory formats and without autocast."""
+    cases, kinds = LAYERS, ['fp32', 'fp16', 'bf16', 'fp64']
+    if setting.dry:
+        cases, kinds = [(3, 1, 2, 3, 4, 3, 2, 1)], ['fp32', 'fp16']
+    for case, kind, form in ((c, n, f) for c in cases for n in kinds for f in FORMS):
+        record = _record('layer', 'one operator', kind, f'{case} {form}')
+        yield record, partial(_one_operator_errors, setting, case, kind, form)
+
+
+def _one_operator_errors(setting: Setting, case: Sequence[int], kind: str, form: str) -> Record:
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
+    inputs, heads, depth, height, width, *window = case
+    kernel_size, stride, dilation = window
+    layer = ACmix(inputs, heads * depth, kernel_size, heads, stride=stride, dilation=dilation)
+    layer = layer.to(setting.device, DTYPES[kind])
+    with torch.no_grad():
+        layer.mix.alpha.mul_(0.7)
+        layer.position.weight.mul_(3)
+    definition = copy.deepcopy(layer).double()
+    (x,) = setting.random(kind, (2, inputs, height, width))
+    x = x.detach().contiguous(memory_format=FORMS[form]).requires_grad_()
+
+    def ours(x: Tensor, *_: Tensor) -> Tensor:
+        return gpu_layer(x, *layer.weights_of_one_operator(), *window)
+
+    def exact(x: Tensor, *_: Tensor) -> Tensor:
+        with use_backend('reference'):
+            return definition(x)
+
+    doubles = [x.detach().double().requires_grad_(), *definition.parameters()]
+    return errors(ours, exact, [x, *layer.parameters()], 10 * TOLERANCES[kind], doubles)
 
 
 def _on_gpus(operator: str) -> list[str]:

@@ -44,6 +44,8 @@ def layer_candidates(setting: Setting, channels: int) -> Iterator[tuple[str, nn.
     """Yield the names and modules of what can stand in the place of a 3x3 convolution."""
     layer = partial(ACmix, channels, channels, setting.window)
     yield 'acmix', layer()
+    # Each by its best backend: choosing one by name keeps a layer from running as one operator.
+    yield 'acmix, parts', UsingBackends(layer(), shift_conv='dense')
     yield 'acmix, tiled', UsingBackends(layer(), neighborhood_attention='tiled')
     yield 'acmix, composed', UsingBackends(layer(), shift_conv='composed')
     yield 'released', ReleasedACmix(layer())

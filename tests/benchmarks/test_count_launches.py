@@ -24,7 +24,7 @@ def test_views_are_free_and_expanded_axes_are_read_once():
 
 
 @needs_triton
-def test_dense_convolution_moves_less(capsys):
+def test_dense_convolution_and_one_operator_move_less(capsys):
     backends = dict(OPERATORS['neighborhood_attention'])
     count_launches.main(['--operators'])
     assert OPERATORS['neighborhood_attention'] == backends, 'nothing is left changed'
@@ -32,3 +32,6 @@ def test_dense_convolution_moves_less(capsys):
     megabytes = {row[1]: sum(map(int, row[3].strip(' |').split(' + '))) for row in rows}
     conv, dense = megabytes['conv3x3'], megabytes['ACmix, triton, dense']
     assert conv < dense < megabytes['ACmix, triton, composed'] < megabytes['ACmix, tiled, composed']
+    assert conv < megabytes['ACmix, one operator'] < 0.7 * dense
+    kernels = {row[1]: sum(map(int, row[2].split(' + '))) for row in rows}
+    assert kernels['ACmix, one operator'] < 0.3 * kernels['ACmix, triton, dense']

@@ -10,25 +10,27 @@ needs_triton = pytest.mark.skipif(triton.missing() is not None, reason=str(trito
 COUNT = """
 from benchmarks.count_sass import rows
 
-for case in ((90, 'float16', 'channels_last', 16), (80, 'tf32', 'channels_last', 32)):
+for case in ((90, 'float16', 'channels_last', 16), (80, 'tf32', 'channels_last', 64)):
     for row in rows(*case):
-        print(*row, sep=',')
+        print(*row, sep=';')
 """
 
 
 @needs_triton
 def test_cost(tmp_path):
     output = run_python(COUNT, TRITON_CACHE_DIR=str(tmp_path)).stdout
-    rows = [line.split(',') for line in output.splitlines()]
-    assert [row[4] for row in rows] == ['forward', 'backward_queries', 'backward_keys'] * 2
-    for *_, spilled, _, _, short_loads, variants in rows:
+    rows = [line.split(';') for line in output.splitlines()]
+    names = 'forward', 'backward_queries', 'backward_keys'
+    in_layer = [f'{name}, layer' for name in names]
+    assert [row[4] for row in rows] == [*names, *in_layer] * 2
+    for *_, spilled, shared, _, short_loads, variants in rows:
         assert (short_loads, variants) == ('0', '1')
-        assert int(spilled) <= 16  # versions of Triton differ
-    half, single = rows[:3], rows[3:]
-    for kernels, most in (half, 50), (single, 70):
-        forward, *backward = (int(row[8]) for row in kernels)
+        assert int(spilled) <= 32  # versions of Triton differ
+        assert int(shared) < 99  # which every GPU has that the kernels run on
+    for first, most in zip(range(0, 12, 3), (50, 75, 110, 145), strict=True):
+        forward, *backward = (int(row[-3]) for row in rows[first : first + 3])
         assert 20 < forward <= most
-        assert sum(backward) <= 3.5 * forward  # seven products of matrices against two
+        assert sum(backward) <= 5 * forward  # seven products of matrices against two
 
 
 LISTING = """

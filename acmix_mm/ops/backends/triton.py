@@ -65,3 +65,11 @@ def by_name_only(*_: Any) -> str | None:
 def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, *window: Any) -> Tensor:
     """See :func:`acmix_mm.ops.neighborhood_attention`."""
     return _kernels().neighborhood_attention(q, k, v, *window)
+
+
+def acmix_layer(*tensors: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
+    """See :func:`acmix_mm.ops.gpu_layer.gpu_layer`."""
+    from . import triton_layer
+
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return triton_layer.run(*tensors, kernel_size, stride, dilation, keep)[0]

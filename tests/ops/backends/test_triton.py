@@ -7,6 +7,7 @@ import pytest
 import torch
 from fresh_process import run_python
 from torch import Tensor
+from triton_interpreter import repair_bfloat16
 
 from acmix_mm.ops import available_backends, neighborhood_attention
 from acmix_mm.ops.backends import triton
@@ -105,20 +106,6 @@ def test_bfloat16(monkeypatch):
     assert_equals_reference(tensors, *WINDOW, operator=operator, rtol=2e-2)
 
 
-def repair_bfloat16(monkeypatch):
-    """Let Triton's interpreter multiply the numbers; it multiplies their bits, read as integers."""
-    from triton import language
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    def create_dot(self, a, b, *rest):
-        bfloat16 = a.dtype == language.bfloat16
-        a, b = (self.create_fp_ext(x, language.float32) if bfloat16 else x for x in (a, b))
-        return original(self, a, b, *rest)
-
-    original = InterpreterBuilder.create_dot
-    monkeypatch.setattr(InterpreterBuilder, 'create_dot', create_dot)
-
-
 @needs_triton
 @pytest.mark.parametrize(
     ('innermost', 'layout'),
@@ -138,13 +125,13 @@ def test_views(innermost, layout):
 @needs_triton
 def test_copies_many_channels_to_channels_last(monkeypatch):
     layouts = []
-    launch = triton_kernels._launch
+    launch = triton_kernels.launch
 
-    def record(kernel, maps, *window):
-        layouts.extend(triton_kernels._layout(x) for x in maps if x.dim() == 5)
-        launch(kernel, maps, *window)
+    def record(kernel, images, *others, **constants):
+        layouts.extend(triton_kernels._layout(x) for x in images if x is not None)
+        launch(kernel, images, *others, **constants)
 
-    monkeypatch.setattr(triton_kernels, '_launch', record)
+    monkeypatch.setattr(triton_kernels, 'launch', record)
     assert_equals_reference(inputs((2, 3), depth=33), 1, 1, 1, 0.7)
     assert len(layouts) == 4 + 6 + 6
     assert set(layouts) == {1}
