@@ -19,8 +19,9 @@ install: ## set up .venv with the whole stack (PYTHON=... chooses the Python)
 demo: install ## train, evaluate and draw Mask R-CNN with an ACmix backbone on generated images
 	@$(PYTHON_BIN) tools/demo.py $(ARGS)
 
+# By file, because tests of a file share models. Each process takes up to 2 GB.
 test: install ## run the test suite (ARGS="-k swin" passes options to pytest)
-	@$(PYTHON_BIN) -m pytest $(ARGS)
+	@$(PYTHON_BIN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-classic: ## run the tests with torch 2.1 and the last releases of upstream, in .venv-classic
 	@PYTHON='$(PYTHON)' ACMIX_BUILD_KERNELS=1 exec bash requirements/install.sh classic

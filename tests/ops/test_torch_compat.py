@@ -55,7 +55,9 @@ ALLOWED = {
         'serialization.add_safe_globals',
         'serialization.get_safe_globals',
     },
-    'ops/backends/triton_kernels.py': {'library.custom_op'},  # Triton 3.5 comes with torch 2.9
+    # Triton 3.5 comes with torch 2.9.
+    'ops/backends/triton_kernels.py': {'library.custom_op'},
+    'ops/backends/triton_layer.py': {'library.custom_op'},
 }
 
 
