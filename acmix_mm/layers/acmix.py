@@ -137,8 +137,8 @@ class ACmix(BaseModule):
             x: ``(B, C_in, H, W)``, H and W of any size.
 
         Returns:
-            Tensor: ``(B, C_out, ceil(H / stride), ceil(W / stride))``, contiguous whatever the
-            memory format of x is.
+            Tensor: ``(B, C_out, ceil(H / stride), ceil(W / stride))``; on CPUs contiguous,
+            whatever the memory format of x is.
         """
         if self._is_made_of_its_parts() and self._cannot_fuse(x) is None:
             return self._run_fused(x)

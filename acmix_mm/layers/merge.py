@@ -22,8 +22,8 @@ def merge_convolutions(model: M) -> M:
     weight beta are linear. Their product is the ``k x k`` convolution that ACmix replaces. It can
     no longer be trained, and the model's state dict no longer fits an unmerged model.
 
-    The output is the same but for rounding. Whether it takes less time depends on the device: see
-    the documentation on performance.
+    The output is the same but for rounding. Whether it takes less time depends on the device. On
+    NVIDIA GPUs, a merged :class:`ACmix` is no longer one operator, which reads and writes less.
 
     Args:
         model: An ACmix layer, or a network with such layers, with its final weights.

@@ -14,6 +14,7 @@ from .backends import triton
 from .checks import check_pointwise_conv
 from .torch_compat import autocast_dtype
 
+MOST_MIXTURES = 64  # of maps that the kernels keep in registers
 DEVICES = {'cuda'}  # types of devices on which layers ask whether it can run
 
 
@@ -28,6 +29,9 @@ def cannot_run(x: Tensor, *weights: Tensor) -> str | None:
         return 'the first of its parts tells what is wrong with the input'
     if (reason := parts_are_wanted(x, *weights) or triton.cannot_run(x)) is not None:
         return reason
+    mixtures = weights[2].shape[:2].numel()
+    if mixtures > MOST_MIXTURES:
+        return f'{mixtures} mixtures of maps are more than {MOST_MIXTURES}'
     if any(weight.device != x.device for weight in weights):
         return f'the weights must be on the device of the input, {x.device}'
     casts = autocast_dtype(x.device.type) is not None

@@ -23,6 +23,7 @@ atomically, and results are reproducible.
 # Triton's interpreter knows its constants by annotations that are strings.
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -408,8 +409,12 @@ def run_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, fc_weight: Tensor, kernel: Tensor,
     beta: Tensor, position: Tensor, position_bias: Tensor, alpha: Tensor, qkv: Tensor,
     attended: Tensor, lse: Tensor, composed: Tensor, kernel_size: int, stride: int, dilation: int,
+    for_input: bool, for_weights: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x, weight, bias and kernel, and what ``differentiate_filters`` sums up."""
+    """Gradients of x, weight, bias and kernel, and what ``differentiate_filters`` sums up.
+
+    Those that are not asked for are empty.
+    """
     heads, side = fc_weight.shape[-1] // 3, kernel.shape[-1]
     weights = _Weights(weight, bias, fc_weight, kernel, beta)
     # With a stride there are pixels without a query, whose gradient is 0.
@@ -432,20 +437,32 @@ def run_backward(
     differentiate, padding = torch.ops.aten.convolution_backward, dilation * (side // 2)
     grad_x, grad_composed, _ = differentiate(
         grad, x, composed, None, [stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], 1,
-        [True, True, False],
+        [for_input, for_weights, False],
     )  # fmt: skip
-    maps, rows = arrange(x.unflatten(1, (1, -1)), k.shape[2]).flatten(1, 2), weight.to(x.dtype)
+    rows = weight.to(x.dtype)
+    if for_input:
+        # Added in place: a sum of two gradients of x would read and write three more maps. A view
+        # in any case, which `flatten` need not return.
+        grad_pixels = grad_x.view(*x.shape[:2], x.shape[2:].numel())
+        grad_pixels.baddbmm_(rows.t().expand(len(x), -1, -1), grad_qkv.flatten(2))
+        grad_x = grad_x.contiguous(memory_format=_memory_format(x))
+    else:
+        grad_x = x.new_empty(0)
+    if not for_weights:
+        return grad_x, *_no_gradients(x)
+    maps = arrange(x.unflatten(1, (1, -1)), k.shape[2]).flatten(1, 2)
     _, *grad_projection = differentiate(
         grad_qkv, maps, rows[:, :, None, None], [len(bias)], [1, 1], [0, 0], [1, 1], False, [0, 0],
         1, [False, True, True],
     )  # fmt: skip
-    # Added in place: a sum of two gradients of x would read and write three more maps. A view in
-    # any case, which `flatten` need not return.
-    grad_pixels = grad_x.view(*x.shape[:2], x.shape[2:].numel())
-    grad_pixels.baddbmm_(rows.t().expand(len(x), -1, -1), grad_qkv.flatten(2))
     grad_offset = _sum_at_taps(grad, x.shape[2:], side, stride, dilation)
     *grads, grad_mixed = weights.differentiate(grad_composed, grad_offset, *grad_projection)
     return grad_x, *grads, *weights.differentiate_filters(grad_mixed, delta, position_sums)
+
+
+def _no_gradients(x: Tensor) -> Iterator[Tensor]:
+    """Stand in for those of all weights. An operator may not return a tensor twice."""
+    return (x.new_empty(0) for _ in range(4))
 
 
 run = torch.library.custom_op(
@@ -460,7 +477,7 @@ _differentiate = torch.library.custom_op(
     run_backward,
     mutates_args=(),
     schema=f'(Tensor grad, {_INPUTS}, Tensor qkv, Tensor attended, Tensor lse, Tensor composed, '
-    f'{_GEOMETRY}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
+    f'{_GEOMETRY}, bool for_input, bool for_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
 
 
@@ -469,8 +486,13 @@ def _backward_fake(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, fc_weight: Tensor, kernel: Tensor,
     beta: Tensor, position: Tensor, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    *_, for_input, for_weights = rest
+    like_x = torch.empty_like(x, memory_format=_memory_format(x))
+    grad_x = like_x if for_input else x.new_empty(0)
+    if not for_weights:
+        return grad_x, *_no_gradients(x)
     sums = x.new_empty(fc_weight.numel() + 3 * len(position) + 2, dtype=sum_dtype(x))
-    return *map(torch.empty_like, (x, weight, bias, kernel)), sums
+    return grad_x, *map(torch.empty_like, (weight, bias, kernel)), sums
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -483,14 +505,20 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: activation checkpointing refuses a second time
     _, _, _, fc_weight, _, beta, *others = saved[:9]
-    *grads, grad_kernel, sums = _differentiate(grad, *saved, *ctx.window)
+    for_input, *for_each = ctx.needs_input_grad[:9]
+    grad_x, *grads, grad_kernel, sums = _differentiate(
+        grad, *saved, *ctx.window, for_input, any(for_each)
+    )
+    result = grad_x if for_input else None
+    if not any(for_each):
+        return result, *[None] * 12
     summed = [fc_weight, *others, beta]
     parts = sums.split([parameter.numel() for parameter in summed])
     grad_fc, *grad_others, grad_beta = (
         part.view_as(parameter).to(parameter.dtype)
         for part, parameter in zip(parts, summed, strict=True)
     )
-    return *grads, grad_fc, grad_kernel, grad_beta, *grad_others, None, None, None, None
+    return result, *grads, grad_fc, grad_kernel, grad_beta, *grad_others, *[None] * 4
 
 
 run.register_autograd(_backward, setup_context=_save)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from fresh_process import run_python
-from torch import Tensor
+from torch import Tensor, nn
 from triton_interpreter import repair_bfloat16
 
 from acmix_mm.layers import ACmix
@@ -182,18 +182,42 @@ def test_inference_keeps_no_attention():
     torch.testing.assert_close(out, run_parts(layer, x))
 
 
-def test_registration():
-    layer, x = randomized(2, 2, kernel_att=1, num_heads=1), image(1, 2, 2, 1)
+@pytest.mark.parametrize('permuted', [(0, 1, 2, 3), (0, 1, 3, 2), (2, 3, 1, 0)], ids=str)
+def test_registration(permuted):
+    """Also of layouts that no convolution returns."""
+    x = image(2, 3, 2, 3).permute(permuted)
+    layer = randomized(x.shape[1], 2, kernel_att=1, num_heads=1)
     tensors = [t.detach().requires_grad_() for t in (x, *layer.weights_of_one_operator())]
     geometry = (1, 1, 1)
     torch.library.opcheck(triton_layer.run, (*tensors, *geometry, True))
     tensors = [tensor.detach() for tensor in tensors]
     out, *kept = triton_layer.run(*tensors, *geometry, True)
-    torch.library.opcheck(
-        triton_layer._differentiate,
-        (torch.ones_like(out), *tensors, *kept, *geometry),
-        test_utils=['test_schema', 'test_faketensor'],
-    )
+    for asked in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(
+            triton_layer._differentiate,
+            (torch.ones_like(out), *tensors, *kept, *geometry, *asked),
+            test_utils=['test_schema', 'test_faketensor'],
+        )
+
+
+@pytest.mark.parametrize('frozen', ['input', 'weights', 'projection'])
+def test_only_the_gradients_that_are_asked_for(frozen, monkeypatch):
+    layer, x = randomized(3, 2, kernel_att=1, num_heads=1), image(1, 3, 3, 4)
+    x.requires_grad_(frozen != 'input')
+    trained = {'input': layer, 'weights': nn.Module(), 'projection': layer.shift_conv}[frozen]
+    layer.requires_grad_(False)
+    trained.requires_grad_(True)
+    leaves = [t for t in (x, *layer.parameters()) if t.requires_grad]
+    summed, original = [], triton_layer._sum_at_taps
+
+    def record(*args: Any) -> Tensor:
+        summed.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(triton_layer, '_sum_at_taps', record)
+    ours, expected = (torch.autograd.grad(f(layer, x).sum(), leaves) for f in (run, run_parts))
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    assert len(summed) == (frozen != 'weights')
 
 
 def test_compiles_without_graph_breaks(chosen):
@@ -208,6 +232,19 @@ def test_compiles_without_graph_breaks(chosen):
     compiled = torch.compile(layer, fullgraph=True, backend=keep)
     torch.testing.assert_close(compiled(x), run_parts(layer, x))
     assert 'triton_dense_acmix_layer_forward' in graphs[0].code
+
+
+def test_compiles_once_for_training_at_any_size(chosen):
+    layer = randomized(4, 4, kernel_att=3)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend='aot_eager')
+    for size, stance in (((3, 5), 'default'), ((6, 7), 'fail_on_recompile')):
+        x = image(1, 4, *size).requires_grad_()
+        leaves = [x, *layer.parameters()]
+        with torch.compiler.set_stance(stance):
+            ours = torch.autograd.grad(compiled(x).sin().sum(), leaves)
+        expected = torch.autograd.grad(layer(x).sin().sum(), leaves)
+        torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.skipif(DEVICE == 'cuda', reason='the kernels are compiled anyway')
@@ -294,6 +331,8 @@ def test_says_why_it_cannot_run(chosen):
     assert 'must have the dtype of the input' in gpu_layer.cannot_run(x, *weights)
     elsewhere = [weight.to('meta') for weight in weights]
     assert 'device of the input' in gpu_layer.cannot_run(x.float(), *elsewhere)
+    large = randomized(4, 4, kernel_conv=9, dtype=torch.float32).weights_of_one_operator()
+    assert '81 mixtures of maps' in gpu_layer.cannot_run(x.float(), *large)
     assert 'the first of its parts' in gpu_layer.cannot_run(x[0].float(), *weights)
     assert gpu_layer.cannot_run(x.float(), *weights) is None
     with torch.autocast(DEVICE, torch.float16):
