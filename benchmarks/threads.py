@@ -44,6 +44,9 @@ def calls(generator: torch.Generator) -> list[Call]:
     maps = [random(batch, draw(1, 4), groups, height, width) for _ in range(2)]
     weight = random(4 * groups, sum(part.shape[1] for part in maps), size, size)
     conv_grad = random(batch, 4 * groups, *results)
+    by_line = random(batch, height, width, draw(1, 4), 16 * groups).permute(0, 3, 4, 1, 2)
+    line_weight = random(32 * groups, by_line.shape[1], size, size)
+    line_grad = random(batch, *results, 32 * groups).permute(0, 3, 1, 2)
     x, pointwise = random(batch, channels, height, width), random(6, channels)
     grads = [random(batch, 2, height, width) for _ in range(3)]
     heads, depth = draw(1, 3), draw(1, 5)
@@ -71,6 +74,8 @@ def calls(generator: torch.Generator) -> list[Call]:
         partial(ops.neighborhood_attention_backward, grad, q, k, v, lse, *window, 0.5),
         lambda: [ops.shift_conv_forward(maps, weight, stride, dilation)],
         lambda: _flat(ops.shift_conv_backward(conv_grad, maps, weight, stride, dilation)),
+        lambda: [ops.shift_conv_forward([by_line], line_weight, stride, dilation)],
+        lambda: _flat(ops.shift_conv_backward(line_grad, [by_line], line_weight, stride, dilation)),
         partial(ops.pointwise_conv_forward, x, pointwise, random(6), 3),
         partial(ops.pointwise_conv_backward, grads, x, pointwise),
         partial(ops.window_attention_forward, *windows, side, 0.5),

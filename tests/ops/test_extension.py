@@ -226,7 +226,7 @@ def test_shift_conv_reads_any_strides(geometry):
 
 @pytest.mark.parametrize('size', [(1, 1), (5, 1), (1, 20), (9, 13)])
 def test_shift_conv_reads_maps_with_channels_innermost(size):
-    """They are rearranged within the operator, which keeps them as they are."""
+    """4 are rearranged within the operator, which keeps them as they are."""
     forward, backward = (
         torch.ops.acmix_mm.shift_conv_forward,
         torch.ops.acmix_mm.shift_conv_backward,
@@ -243,6 +243,65 @@ def test_shift_conv_reads_maps_with_channels_innermost(size):
     (expected,), expected_weight = backward(grad.contiguous(), [near], weight, 1, 1)
     assert torch.equal(grad_maps, expected)
     assert torch.equal(grad_weight, expected_weight)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('outputs', [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    ('size', 'window'),
+    [
+        ((7, 21), (3, 1, 1)),
+        ((1, 1), (3, 1, 1)),
+        ((14, 9), (3, 1, 2)),
+        ((20, 5), (5, 2, 3)),
+        ((8, 9), (1, 3, 2)),
+    ],  # fmt: skip
+)
+def test_shift_conv_computes_lines_of_channels_together(size, window, outputs, dtype):
+    """With its results in the order of its maps; and with maps of rows, to which they are equal."""
+    kernel_size, *geometry = window
+    sides = [-(-side // geometry[0]) for side in size]
+    whole = torch.randn(2, *size, 5, 32, dtype=dtype).permute(0, 3, 4, 1, 2)
+    parts = [whole[:, :2], whole[:, 2:]]
+    weight = torch.randn(32 * outputs, 6, kernel_size, kernel_size, dtype=dtype)
+    grad = torch.randn(2, *sides, 32 * outputs, dtype=dtype).permute(0, 3, 1, 2)
+    ops = torch.ops.acmix_mm
+    out = ops.shift_conv_forward(parts, weight, *geometry)
+    grads, grad_weight = ops.shift_conv_backward(grad, parts, weight, *geometry)
+    assert out.permute(0, 2, 3, 1).is_contiguous()
+    assert all(grad.permute(0, 3, 4, 1, 2).is_contiguous() for grad in grads)
+
+    rows = [part.contiguous() for part in parts]
+    expected, expected_weight = ops.shift_conv_backward(grad, rows, weight, *geometry)
+    pairs = [
+        (out, ops.shift_conv_forward(rows, weight, *geometry)),
+        *zip(grads, expected, strict=True),
+        (grad_weight, expected_weight),
+    ]
+    for ours, theirs in pairs:
+        error = (ours - theirs).abs().max() / theirs.abs().max()
+        assert error < (1e-12 if dtype == torch.float64 else 3e-6)
+
+
+def test_shift_conv_reads_lines_of_channels_with_any_strides():
+    forward, backward = (
+        torch.ops.acmix_mm.shift_conv_forward,
+        torch.ops.acmix_mm.shift_conv_backward,
+    )
+    plain = torch.randn(2, 6, 9, 3, 16).permute(0, 3, 4, 1, 2)
+    cut = torch.randn(2, 8, 12, 3, 16)[:, 1:7, 2:11].permute(0, 3, 4, 1, 2)
+    map_by_map = torch.randn(3, 2, 6, 9, 16).permute(1, 0, 4, 2, 3)
+    one_image = torch.randn(1, 6, 9, 3, 16).permute(0, 3, 4, 1, 2).expand(2, -1, -1, -1, -1)
+    weight = torch.randn(32, 3, 3, 3).transpose(2, 3)
+    grad = torch.randn(2, 6, 9, 32).permute(0, 3, 1, 2)
+    for maps in (cut, map_by_map, one_image):
+        near = plain.clone().copy_(maps)
+        assert maps.stride() != near.stride()
+        assert torch.equal(forward([maps], weight, 1, 1), forward([near], weight, 1, 1))
+        (grad_maps,), grad_weight = backward(grad.contiguous(), [maps], weight, 1, 1)
+        (expected,), expected_weight = backward(grad, [near], weight, 1, 1)
+        assert torch.equal(grad_maps, expected)
+        assert torch.equal(grad_weight, expected_weight)
 
 
 def test_pointwise_conv_reads_any_strides():
@@ -274,15 +333,17 @@ def test_window_attention_reads_any_strides(masks):
 
 def test_empty_batch():
     ops = torch.ops.acmix_mm
-    q, maps, x = torch.zeros(0, 2, 4, 5, 6), torch.zeros(0, 3, 4, 5, 6), torch.zeros(0, 4, 5, 6)
-    kernel, weight = torch.ones(8, 3, 3, 3), torch.ones(6, 4)
+    q, by_row, x = torch.zeros(0, 2, 4, 5, 6), torch.zeros(0, 3, 4, 5, 6), torch.zeros(0, 4, 5, 6)
+    weight = torch.ones(6, 4)
     out, lse = ops.neighborhood_attention_forward(q, q, q, 3, 1, 1, 0.5)
     grads = ops.neighborhood_attention_backward(out, q, q, q, lse, 3, 1, 1, 0.5)
     assert [grad.shape for grad in grads] == [q.shape] * 3
-    out = ops.shift_conv_forward([maps], kernel, 1, 1)
-    (grad_maps,), grad_kernel = ops.shift_conv_backward(out, [maps], kernel, 1, 1)
-    assert grad_maps.shape == maps.shape
-    assert torch.equal(grad_kernel, torch.zeros_like(kernel))
+    by_line = torch.zeros(0, 5, 6, 3, 16).permute(0, 3, 4, 1, 2)
+    for maps, kernel in (by_row, torch.ones(8, 3, 3, 3)), (by_line, torch.ones(32, 3, 3, 3)):
+        out = ops.shift_conv_forward([maps], kernel, 1, 1)
+        (grad_maps,), grad_kernel = ops.shift_conv_backward(out, [maps], kernel, 1, 1)
+        assert grad_maps.shape == maps.shape
+        assert torch.equal(grad_kernel, torch.zeros_like(kernel))
     outs = ops.pointwise_conv_forward(x, weight, torch.ones(6), 2)
     grad_x, grad_weight, grad_bias = ops.pointwise_conv_backward(outs, x, weight)
     assert grad_x.shape == x.shape

@@ -178,15 +178,33 @@ def _result_size(sides: Sequence[int], stride: int) -> list[int]:
     return [(side + stride - 1) // stride for side in sides]
 
 
+def _by_line(maps: Sequence[Tensor]) -> bool:
+    """Return whether channels are next to each other, and fill whole cache lines.
+
+    The convolution then computes the channels of a line together, and returns maps with their
+    channels innermost. ``shift_conv.cpp`` has the same rule.
+    """
+    line = 64 // _compute_dtype(maps[0]).itemsize
+    return maps[0].shape[2] % line == 0 and all(tensor.stride(2) == 1 for tensor in maps)
+
+
 def _conv_fake(maps: Sequence[Tensor], weight: Tensor, stride: int, dilation: int) -> Tensor:
     batch_size, _, _, *sides = maps[0].shape
-    return weight.new_empty(batch_size, len(weight), *_result_size(sides, stride))
+    size = _result_size(sides, stride)
+    if _by_line(maps):
+        return weight.new_empty(batch_size, *size, len(weight)).movedim(-1, 1)
+    return weight.new_empty(batch_size, len(weight), *size)
 
 
 def _conv_backward_fake(
     grad: Tensor, maps: Sequence[Tensor], weight: Tensor, stride: int, dilation: int
 ) -> tuple[list[Tensor], Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in maps], weight.new_empty(weight.shape)
+    if _by_line(maps):
+        shapes = [[tensor.shape[axis] for axis in (0, 3, 4, 1, 2)] for tensor in maps]
+        grads = [weight.new_empty(shape).movedim((-2, -1), (1, 2)) for shape in shapes]
+    else:
+        grads = [tensor.new_empty(tensor.shape) for tensor in maps]
+    return grads, weight.new_empty(weight.shape)
 
 
 def _save_conv(ctx: Any, inputs: tuple, output: Tensor) -> None:

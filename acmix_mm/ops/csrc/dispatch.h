@@ -25,6 +25,8 @@ namespace acmix {
   template <typename T>                    \
   ConvKernels<T> conv_kernels();           \
   template <typename T>                    \
+  ConvKernels<T> line_conv_kernels();      \
+  template <typename T>                    \
   PointwiseKernels<T> pointwise_kernels(); \
   template <typename T>                    \
   LayerKernels<T> layer_kernels();         \
@@ -55,6 +57,11 @@ AttentionKernels<T> attention_kernels() {
 template <typename T>
 ConvKernels<T> conv_kernels() {
   ACMIX_CHOOSE(conv_kernels)
+}
+
+template <typename T>
+ConvKernels<T> line_conv_kernels() {
+  ACMIX_CHOOSE(line_conv_kernels)
 }
 
 template <typename T>

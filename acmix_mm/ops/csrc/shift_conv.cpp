@@ -19,8 +19,11 @@ namespace {
 // for each of the G groups; if they have one map more, that is a constant map of ones. The result
 // is (B, C, Ho, Wo).
 struct Geometry {
+  int64_t groups;
   int64_t maps, outputs;  // of each group
   bool constant;
+  int64_t line;  // number of groups that the kernels compute together
+  // Their groups are lines of groups.
   BandedShape forward;   // from the maps to the result
   BandedShape backward;  // from the gradient of the result to the gradient of the maps
 
@@ -28,11 +31,32 @@ struct Geometry {
   // Number of weights of one output, and of one group.
   int64_t output_size() const { return forward.channels * positions(); }
   int64_t group_size() const { return outputs * output_size(); }
+  bool by_line() const { return line > 1; }
   // (B, C, H, W) as (B, C / G, G, H, W): channel c is output c % (C / G) of group c / (C / G).
   Tensor by_output(const Tensor& x) const {
-    return x.unflatten(1, {forward.groups, outputs}).transpose(1, 2);
+    return x.unflatten(1, {groups, outputs}).transpose(1, 2);
   }
 };
+
+// Returns how many groups the kernels compute together: those of a cache line, if channels are next
+// to each other and fill whole lines, or else 1. `_by_line` in ops/backends/cpu.py has the same
+// rule, because it tells which strides results have.
+int64_t groups_together(at::TensorList parts) {
+  const int64_t line = 64 / c10::elementSize(compute_type(parts[0]));
+  const bool near = std::all_of(parts.begin(), parts.end(),
+                                [](const Tensor& part) { return part.stride(2) == 1; });
+  return near && parts[0].size(2) % line == 0 ? line : 1;
+}
+
+// Returns the shape in lines of groups, with as many rows in a band as all groups of a line allow.
+BandedShape in_lines(const char* op, BandedShape shape, int64_t line) {
+  BandedShape whole = shape;
+  whole.channels *= line;
+  check_scratch(op, whole);
+  shape.groups /= line;
+  shape.chosen_rows = whole.band_rows();
+  return shape;
+}
 
 // Returns the geometry after checking the arguments.
 Geometry checked_geometry(const char* op, at::TensorList parts, const Tensor& weight,
@@ -63,14 +87,16 @@ Geometry checked_geometry(const char* op, at::TensorList parts, const Tensor& we
   const int64_t outputs = channels / groups;
   // A strided convolution is undone by a dense one over the gradient with zeros in between.
   const Window dense{window.kernel_size, 1, dilation};
-  const Geometry geometry{maps,
-                          outputs,
-                          inputs > maps,
-                          {window, batch, groups, inputs, height, width, out_height, out_width},
-                          {dense, batch, groups, outputs, out_height, out_width, height, width}};
-  check_scratch(op, geometry.forward);
-  check_scratch(op, geometry.backward);
-  return geometry;
+  const int64_t line = groups_together(parts);
+  const BandedShape forward{window, batch, groups, inputs, height, width, out_height, out_width};
+  const BandedShape backward{dense, batch, groups, outputs, out_height, out_width, height, width};
+  return {groups,
+          maps,
+          outputs,
+          inputs > maps,
+          line,
+          in_lines(op, forward, line),
+          in_lines(op, backward, line)};
 }
 
 // (pixels, channels) -> (channels, pixels), for each image.
@@ -106,10 +132,46 @@ Tensor with_near_pixels(const Tensor& maps) {
   return result;
 }
 
-std::vector<Tensor> readable(at::TensorList maps, at::ScalarType type) {
+// The maps as the kernels read them.
+std::vector<Tensor> readable(const Geometry& geometry, at::TensorList maps, at::ScalarType type) {
   std::vector<Tensor> result;
-  for (const Tensor& part : maps) result.push_back(with_near_pixels(part.to(type)));
+  for (const Tensor& part : maps) {
+    const Tensor x = part.to(type);
+    result.push_back(geometry.by_line() ? x : with_near_pixels(x));
+  }
   return result;
+}
+
+// Memory for maps (B, ..., H, W), with their channels innermost if the kernels write lines of them.
+Tensor empty_maps(const Geometry& geometry, at::IntArrayRef sizes,
+                  const at::TensorOptions& options) {
+  if (!geometry.by_line()) return empty(sizes, options);
+  std::vector<int64_t> memory(sizes.begin(), sizes.end());
+  std::rotate(memory.begin() + 1, memory.end() - 2, memory.end());
+  return empty(memory, options).movedim({1, 2}, {-2, -1});
+}
+
+// Weights of (lines, rows, columns) as (lines, columns, rows).
+Tensor transposed(const Tensor& weight, int64_t lines, int64_t rows, int64_t columns) {
+  const Tensor result = empty(weight.sizes(), weight.options());
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "shift_conv", [&] {
+    transpose(weight.const_data_ptr<scalar_t>(), lines, rows, columns,
+              result.mutable_data_ptr<scalar_t>());
+  });
+  return result;
+}
+
+// From (C, M, k, k) to the order of the kernels, in which the weights of the groups of a line are
+// next to each other.
+Tensor packed(const Geometry& geometry, const Tensor& weight) {
+  if (!geometry.by_line()) return weight;
+  return transposed(weight, geometry.forward.groups, geometry.line, geometry.group_size());
+}
+
+// The inverse.
+Tensor unpacked(const Geometry& geometry, const Tensor& weight) {
+  if (!geometry.by_line()) return weight;
+  return transposed(weight, geometry.forward.groups, geometry.group_size(), geometry.line);
 }
 
 std::vector<Tensor> converted(at::TensorList tensors, at::ScalarType type) {
@@ -133,22 +195,24 @@ std::vector<Maps<T>> write_each(at::TensorList parts) {
 }
 
 template <typename T>
-void run_convolution(const char* op, const Convolution<T>& call) {
-  const auto kernels = conv_kernels<T>();
+ConvKernels<T> kernels_for(const Geometry& geometry) {
+  return geometry.by_line() ? line_conv_kernels<T>() : conv_kernels<T>();
+}
+
+template <typename T>
+void run_convolution(const char* op, const ConvKernels<T>& kernels, const Convolution<T>& call) {
   run_items(op, call.shape.items(),
             [&](int64_t begin, int64_t end) { kernels.convolve(call, begin, end); });
 }
 
 // Adds the gradients from all bands and images, always in the same order.
 template <typename T>
-void run_weight_grad(const char* op, const ConvolutionWeightGrad<T>& call, T* grad_weight) {
-  const auto kernels = conv_kernels<T>();
+void run_weight_grad(const char* op, const ConvKernels<T>& kernels,
+                     const ConvolutionWeightGrad<T>& call, int64_t size, T* grad_weight) {
   run_items(op, call.shape.items(),
             [&](int64_t begin, int64_t end) { kernels.weight_grad(call, begin, end); });
-  const auto& s = call.shape;
-  const int64_t size = call.outputs * s.channels * s.kernel_size * s.kernel_size;
-  for (int64_t item = 0; item < s.items(); ++item) {
-    const int64_t group = s.band(item).group;
+  for (int64_t item = 0; item < call.shape.items(); ++item) {
+    const int64_t group = call.shape.band(item).group;
     for (int64_t i = 0; i < size; ++i) {
       grad_weight[group * size + i] += call.partial[item * size + i];
     }
@@ -160,17 +224,20 @@ Tensor forward(at::TensorList maps, const Tensor& weight, int64_t stride, int64_
   const auto geometry = checked_geometry(op, maps, weight, stride, dilation);
   const auto& shape = geometry.forward;
   const auto type = compute_type(weight);
-  const auto maps_ = readable(maps, type);
-  const Tensor weight_ = weight.to(type).contiguous();
+  const auto maps_ = readable(geometry, maps, type);
+  const Tensor weight_ = packed(geometry, weight.to(type).contiguous());
   const Tensor out =
-      empty({shape.batch, weight.size(0), shape.out_height, shape.out_width}, weight_.options());
+      empty_maps(geometry, {shape.batch, weight.size(0), shape.out_height, shape.out_width},
+                 weight_.options());
+  const int64_t line = geometry.line;
   AT_DISPATCH_FLOATING_TYPES(type, op, [&] {
     const auto from = read_each<scalar_t>(maps_);
     const auto to = write_each<scalar_t>({geometry.by_output(out)});
     run_convolution<scalar_t>(
-        op, {shape, geometry.outputs, 1, geometry.constant, false, from.data(), to.data(),
-             weight_.const_data_ptr<scalar_t>(), geometry.group_size(), geometry.output_size(),
-             geometry.positions(), 1});
+        op, kernels_for<scalar_t>(geometry),
+        {shape, geometry.outputs, 1, geometry.constant, false, from.data(), to.data(),
+         weight_.const_data_ptr<scalar_t>(), line * geometry.group_size(),
+         line * geometry.output_size(), line * geometry.positions(), line});
   });
   return out.to(weight.scalar_type());
 }
@@ -186,31 +253,35 @@ std::tuple<std::vector<Tensor>, Tensor> backward(const Tensor& grad_out, at::Ten
   check_shape(op, "grad_out", grad_out,
               {shape.batch, weight.size(0), shape.out_height, shape.out_width});
   const auto type = compute_type(weight);
-  const auto maps_ = readable(maps, type);
-  const Tensor weight_ = weight.to(type).contiguous();
+  const auto maps_ = readable(geometry, maps, type);
+  const Tensor weight_ = packed(geometry, weight.to(type).contiguous());
   const Tensor grad_ = geometry.by_output(grad_out.to(type));
   std::vector<Tensor> grad_maps;
   for (const Tensor& part : maps) {
-    grad_maps.push_back(empty(part.sizes(), weight_.options()));
+    grad_maps.push_back(empty_maps(geometry, part.sizes(), weight_.options()));
   }
+  const int64_t line = geometry.line, size = line * geometry.group_size();
   const Tensor grad_weight = at::zeros(weight.sizes(), weight_.options());
-  const Tensor partial = empty({shape.items(), geometry.group_size()}, weight_.options());
+  const Tensor partial = empty({shape.items(), size}, weight_.options());
   AT_DISPATCH_FLOATING_TYPES(type, op, [&] {
     const auto inputs = read_each<scalar_t>(maps_);
     const auto grads = read_each<scalar_t>({grad_});
     const auto to = write_each<scalar_t>(grad_maps);
     // Inputs and outputs are exchanged, and the kernels are rotated by 180 degrees: they are read
     // from the last position to the first.
+    const auto kernels = kernels_for<scalar_t>(geometry);
     run_convolution<scalar_t>(
-        op, {geometry.backward, geometry.maps, stride, false, false, grads.data(), to.data(),
-             weight_.const_data_ptr<scalar_t>() + geometry.positions() - 1, geometry.group_size(),
-             geometry.positions(), geometry.output_size(), -1});
-    run_weight_grad<scalar_t>(op,
+        op, kernels,
+        {geometry.backward, geometry.maps, stride, false, false, grads.data(), to.data(),
+         weight_.const_data_ptr<scalar_t>() + line * (geometry.positions() - 1), size,
+         line * geometry.positions(), line * geometry.output_size(), -line});
+    run_weight_grad<scalar_t>(op, kernels,
                               {shape, geometry.outputs, geometry.constant, inputs.data(),
                                grads.data(), partial.mutable_data_ptr<scalar_t>()},
-                              grad_weight.mutable_data_ptr<scalar_t>());
+                              size, grad_weight.mutable_data_ptr<scalar_t>());
   });
-  return {converted(grad_maps, weight.scalar_type()), grad_weight.to(weight.scalar_type())};
+  return {converted(grad_maps, weight.scalar_type()),
+          unpacked(geometry, grad_weight).to(weight.scalar_type())};
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ PRAGMA(GCC target(TARGET))
 #include "neighborhood_attention_kernels.h"
 #include "pointwise_conv_kernels.h"
 #include "shift_conv_kernels.h"
+#include "shift_conv_lines_kernels.h"
 #include "window_attention_kernels.h"
 
 namespace acmix::ISA {
@@ -34,6 +35,11 @@ AttentionKernels<T> attention_kernels() {
 template <typename T>
 ConvKernels<T> conv_kernels() {
   return {convolve<T>, convolution_weight_grad<T>};
+}
+
+template <typename T>
+ConvKernels<T> line_conv_kernels() {
+  return {convolve_lines<T>, weight_grad_of_lines<T>};
 }
 
 template <typename T>
@@ -55,6 +61,8 @@ template AttentionKernels<float> attention_kernels<float>();
 template AttentionKernels<double> attention_kernels<double>();
 template ConvKernels<float> conv_kernels<float>();
 template ConvKernels<double> conv_kernels<double>();
+template ConvKernels<float> line_conv_kernels<float>();
+template ConvKernels<double> line_conv_kernels<double>();
 template PointwiseKernels<float> pointwise_kernels<float>();
 template PointwiseKernels<double> pointwise_kernels<double>();
 template LayerKernels<float> layer_kernels<float>();

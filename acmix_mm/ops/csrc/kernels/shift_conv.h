@@ -9,6 +9,11 @@
 
 namespace acmix {
 
+// Number of groups whose channels fill a cache line where they are next to each other. It is a
+// multiple of the size of a vector.
+template <typename T>
+constexpr int64_t LINE = 64 / sizeof(T);
+
 // Computes the result or, with the kernels rotated by 180 degrees, the gradient of the maps.
 template <typename T>
 struct Convolution {
@@ -35,6 +40,10 @@ struct ConvolutionWeightGrad {
   T* partial;                        // (items, outputs, inputs, k, k): the gradient from each band
 };
 
+// There are two sets of kernels. One is vectorized over the columns. The other one is for maps
+// whose channels are next to each other, and vectorized over them: every group of its shape stands
+// for a line of groups. Their weights are next to each other, too, and so are their gradients:
+// `partial` is (items, outputs, inputs, k, k, LINE).
 template <typename T>
 struct ConvKernels {
   void (*convolve)(const Convolution<T>&, int64_t begin, int64_t end);
