@@ -255,7 +255,7 @@ def test_shift_conv_reads_maps_with_channels_innermost(size):
         ((14, 9), (3, 1, 2)),
         ((20, 5), (5, 2, 3)),
         ((8, 9), (1, 3, 2)),
-    ],  # fmt: skip
+    ],
 )
 def test_shift_conv_computes_lines_of_channels_together(size, window, outputs, dtype):
     """With its results in the order of its maps; and with maps of rows, to which they are equal."""
