@@ -187,6 +187,23 @@ def test_conv_keeps_what_is_not_finite_to_its_channel_and_neighbors(value, chann
 
 
 @needs_kernels
+@pytest.mark.parametrize('bits', [None, 0x7FC00000, 0x7FFFFFFF, -1])
+def test_what_the_backward_pass_needs_is_as_exact_as_its_dtype(bits):
+    def lse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        forward = torch.ops.acmix_mm.neighborhood_attention_forward
+        return forward(q, k, v, 7, 1, 1, 1.0)[1]
+
+    q, k, v = (tensor.detach() for tensor in inputs(size=(64, 70), dtype=torch.float32))
+    if bits is not None:
+        k[0, 0, 0, 20, 30] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    expected = lse(q.double(), k.double(), v.double())
+    # The sums of the weights, of which a logarithm is taken, are any numbers down to 1 / 64.
+    bound = dict(atol=2.5e-7, rtol=2.5e-7, equal_nan=True)
+    torch.testing.assert_close(lse(q, k, v).double(), expected, **bound)
+    assert expected.isnan().any() == (bits is not None)
+
+
+@needs_kernels
 @pytest.mark.parametrize(
     ('which', 'magnitude'), [(0, 1e6), (0, 1e37), (1, 1e6), (1, 1e37), (2, 1e6), (2, 2e38)]
 )

@@ -112,7 +112,7 @@ template <typename T>
 void layer_forward(const LayerForward<T>& call, int64_t begin, int64_t end) {
   AttentionForward<T> attention = call.attention;
   Convolution<T> convolution = call.convolution;
-  const int64_t bands = attention.shape.bands();
+  const int64_t bands = attention.shape.bands(), heads = attention.shape.groups;
   ProjectedRows<T> rows(call.input, attention.shape);
   rows.give(attention);
   convolution.maps = rows.maps();
@@ -121,10 +121,12 @@ void layer_forward(const LayerForward<T>& call, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     const int64_t image = item / bands, index = item % bands;
     rows.load(image, index);
-    for (int64_t g = 0; g < convolution.shape.groups; ++g) {
-      convolve.run((image * convolution.shape.groups + g) * bands + index);
-    }
-    for (int64_t n = 0; n < attention.shape.groups; ++n) {
+    for (int64_t n = 0, g = 0; n < heads; ++n) {
+      // Group g of the convolution writes the channels [heads * g, heads * (g + 1)) of the result,
+      // to which the attention adds while they are in the cache.
+      for (; heads * g < (n + 1) * attention.shape.channels; ++g) {
+        convolve.run((image * convolution.shape.groups + g) * bands + index);
+      }
       attend.run((image * attention.shape.groups + n) * bands + index);
     }
   }

@@ -145,25 +145,41 @@ class AttentionBand : protected BandKernel<T> {
       const T* from = maps.image(band_.batch, band_.group) + maps.row_offset(row);
       for (int64_t c = 0; c < shape_.channels; ++c) {
         T* key = to + r * layout_.key_row + c * layout_.key_channel;
-        layout_.deinterleave(from + c * maps.channel_stride, maps.column_stride, shape_.width,
-                             padding, key);
-        if (position != nullptr) subtract(position + (c * shape_.height + row) * shape_.width, key);
+        const T* pixels = from + c * maps.channel_stride;
+        if (position == nullptr) {
+          layout_.deinterleave(pixels, maps.column_stride, shape_.width, padding, key);
+        } else {
+          copy_difference(pixels, maps.column_stride,
+                          position + (c * shape_.height + row) * shape_.width, key);
+        }
         reflect_columns(key);
       }
     }
   }
 
-  void subtract(const T* position, T* key) const {
+  void copy_difference(const T* from, int64_t pixel_stride, const T* position, T* key) const {
     const int64_t padding = shape_.padding();
-    if (shape_.stride == 1) {
-      for (int64_t x = 0; x < shape_.width; ++x) key[padding + x] -= position[x];
+    if (shape_.stride == 1 && pixel_stride == 1) {
+      key += padding;
+      for (int64_t x = 0; x < shape_.width; ++x) key[x] = from[x] - position[x];
     } else {
-      for (int64_t x = 0; x < shape_.width; ++x) key[layout_.column(padding + x)] -= position[x];
+      for (int64_t x = 0; x < shape_.width; ++x) {
+        key[layout_.column(padding + x)] = from[x * pixel_stride] - position[x];
+      }
     }
   }
 
   void reflect_columns(T* key) const {
     const int64_t padding = shape_.padding(), width = shape_.width;
+    if (shape_.stride == 1 && padding < width) {  // the same without divisions, which are slow
+      T* const first = key + padding;
+      T* const last = first + width - 1;
+      for (int64_t x = 1; x <= padding; ++x) {
+        first[-x] = first[x];
+        last[x] = last[-x];
+      }
+      return;
+    }
     for (int64_t x = 1; x <= padding; ++x) {
       key[layout_.column(padding - x)] = key[layout_.column(padding + reflect(-x, width))];
       key[layout_.column(padding + width - 1 + x)] =
@@ -369,7 +385,7 @@ class ForwardBand : AttentionBand<T> {
     T* lse = call_.lse + Base::query_index(y, x);
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
-      store(lse + i * layout_.step * shape_.out_width, top[i] + log2<T>(total[i]),
+      store(lse + i * layout_.step * shape_.out_width, top[i] + log2(total[i]),
             shape_.out_width - x);
       factor[i] = call_.weight / total[i];
     }

@@ -64,16 +64,21 @@ class PointwiseBlock {
   int64_t image_, first_, count_;
 
   // Beyond the last pixel lies what only reaches lanes that are not stored: zeros, since anything
-  // else might be slow to multiply.
+  // else might be slow to multiply. Channels are read one after the other, in long runs, and whole
+  // slices as vectors: a call of `memcpy` for each would take longer than the copy.
   void copy_pixels() {
-    T* to = pixels_;
-    for (int64_t x = 0; x < count_; x += slice) {
-      const int64_t size = count_ - x < slice ? count_ - x : slice;
-      for (int64_t c = 0; c < call_.sources_count; ++c, to += slice) {
-        const Channel<const T>& source = call_.sources[c];
-        std::memcpy(to, source.data + image_ * source.image_stride + first_ + x, size * sizeof(T));
-        std::memset(to + size, 0, (slice - size) * sizeof(T));
+    for (int64_t c = 0; c < call_.sources_count; ++c) {
+      const Channel<const T>& source = call_.sources[c];
+      const T* from = source.data + image_ * source.image_stride + first_;
+      T* to = pixels_ + c * slice;
+      int64_t x = 0;
+      for (; x + slice <= count_; x += slice, to += slice * call_.sources_count) {
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) store(to + j * lanes, load(from + x + j * lanes));
       }
+      if (x == count_) continue;
+      std::memcpy(to, from + x, (count_ - x) * sizeof(T));
+      std::memset(to + count_ - x, 0, (slice - count_ + x) * sizeof(T));
     }
   }
 
@@ -102,12 +107,17 @@ class PointwiseBlock {
     }
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
-      const Channel<T>& result = call_.results[o + i];
+      const Channel<T> result = call_.results[o + i];
       T* to = result.data + image_ * result.image_stride + first_ + x;
+      const int64_t left = count_ - x;
+      if (left >= slice) {
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) store(to + j * lanes, total[i][j]);
+        continue;
+      }
 #pragma GCC unroll 8
       for (int j = 0; j < VECTORS; ++j) {
-        const int64_t left = count_ - x - j * lanes;
-        if (left > 0) store(to + j * lanes, total[i][j], left);
+        if (left > j * lanes) store(to + j * lanes, total[i][j], left - j * lanes);
       }
     }
   }

@@ -283,7 +283,7 @@ class ForwardHead : WindowHead<T> {
     T* lse = call_.lse + Base::query_index() + x;
     for (int j = 0; j < N; ++j) {
       const int64_t left = pixels_ - x - j * lanes;
-      store(lse + j * lanes, top[j] + log2<T>(total[j]), left);
+      store(lse + j * lanes, top[j] + log2(total[j]), left);
       store(factors_ + x + j * lanes, T(1) / total[j]);
     }
   }
