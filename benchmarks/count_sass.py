@@ -131,7 +131,7 @@ def compile_layer(
         geometry: list[Any] = [KERNEL_SIZE, 1, 1]
         tensors: list[Any] = [x, *layer.weights_of_one_operator()]
         out, *kept = triton_layer.run_forward(*[*tensors, *geometry, True])
-        triton_layer.run_backward(out, *tensors, *kept, *geometry)
+        triton_layer.run_backward(out, *[*tensors, *kept, *geometry, True, True])
     return [kernel._replace(name=f'{kernel.name}, layer') for kernel in kernels]
 
 
