@@ -2,9 +2,9 @@
 // torch.ops.acmix_mm.window_attention_forward and _backward on the CPU.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/Optional.h>  // std::optional, but not in torch 2.1
 #include <torch/library.h>
 
-#include <optional>
 #include <tuple>
 
 #include "checks.h"
@@ -17,12 +17,12 @@ namespace {
 // The arguments that both operators take.
 struct Arguments {
   Tensor qkv, bias;
-  const std::optional<Tensor>&row_masks, &column_masks;
+  const c10::optional<Tensor>&row_masks, &column_masks;
   int64_t side;
 };
 
 // Masks (W, M, M) of the last W of `most` rows or columns of windows.
-void check_masks(const char* op, const char* name, const std::optional<Tensor>& masks,
+void check_masks(const char* op, const char* name, const c10::optional<Tensor>& masks,
                  const Arguments& a, int64_t most) {
   if (!masks.has_value()) return;
   check_tensor(op, name, *masks, 3);
@@ -106,8 +106,8 @@ struct Terms {
 };
 
 std::tuple<Tensor, Tensor> forward(const Tensor& qkv, const Tensor& bias,
-                                   const std::optional<Tensor>& row_masks,
-                                   const std::optional<Tensor>& column_masks, int64_t window_size,
+                                   const c10::optional<Tensor>& row_masks,
+                                   const c10::optional<Tensor>& column_masks, int64_t window_size,
                                    double scale) {
   constexpr const char* op = "window_attention_forward";
   const Arguments a{qkv, bias, row_masks, column_masks, window_size};
@@ -130,8 +130,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& qkv, const Tensor& bias,
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& qkv, const Tensor& bias,
-                                    const std::optional<Tensor>& row_masks,
-                                    const std::optional<Tensor>& column_masks, const Tensor& lse,
+                                    const c10::optional<Tensor>& row_masks,
+                                    const c10::optional<Tensor>& column_masks, const Tensor& lse,
                                     int64_t window_size, double scale) {
   constexpr const char* op = "window_attention_backward";
   const Arguments a{qkv, bias, row_masks, column_masks, window_size};
