@@ -92,7 +92,7 @@ def test_dropout():
     ('change', 'says'),
     [
         (dict(dropout_p=0.1), 'it has no dropout of attention weights'),
-        (dict(qkv=torch.zeros(1, 4, 4, 3, 1, 2).half()), 'must all be float32 or all float64'),
+        (dict(qkv=torch.zeros(1, 4, 4, 3, 1, 2).bfloat16()), 'must all be float32 or all float64'),
         (dict(masks=tuple(torch.zeros(2, 1, 2, 2).requires_grad_())), 'no gradients of masks'),
     ],
 )
