@@ -175,6 +175,8 @@ class ACmix(BaseModule):
         return (
             type(self.mix) is PathMix
             and 'alpha' in self.mix._parameters
+            and self.mix.uses_attention
+            and self.mix.uses_convolution
             and type(self.shift_conv) is ShiftConv
             and {'fc_weight', 'kernel'} <= self.shift_conv._parameters.keys()
             and self.shift_conv.fc_bias is None

@@ -317,6 +317,19 @@ def test_parts_run_where_one_of_the_same_type_computes_something_else():
         torch.testing.assert_close(layer(x), expected)
 
 
+@pytest.mark.parametrize('path', ['attention', 'convolution'])
+def test_parts_run_where_a_path_is_left_out(path):
+    layer, x = randomized(8, 8, dtype=torch.float32), torch.randn(1, 8, 9, 10)
+    whole = layer(x)
+    assert runs_fused(layer, x)
+    setattr(layer.mix, f'uses_{path}', False)
+    assert not runs_fused(layer, x)
+    with use_backend('reference'):
+        expected = layer(x)
+    torch.testing.assert_close(layer(x), expected)
+    assert (whole - expected).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     'options',
     [dict(kernel_att=2 * MOST_REACH + 1), dict(kernel_att=1, dilation=MOST_REACH)],
