@@ -55,8 +55,8 @@ class PathMix(nn.Module):
         else:
             self.alpha, self.beta = _fixed(weights)
         learned = isinstance(self.alpha, nn.Parameter)
-        self.uses_attention = learned or self.alpha != 0
-        self.uses_convolution = learned or self.beta != 0
+        self.uses_attention = bool(learned or self.alpha != 0)
+        self.uses_convolution = bool(learned or self.beta != 0)
 
     def reset_parameters(self) -> None:
         """Start learned weights at 0.5."""
